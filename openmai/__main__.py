@@ -1,0 +1,3 @@
+from openmai.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,99 @@
+"""Configuration: frozen pydantic models, YAML files, command-line overrides, and errors that name key, value and remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from openmai.base.errors import OpenmaiError
+
+
+class Config(BaseModel):
+    """Base of every configuration: immutable, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+C = TypeVar("C", bound=Config)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping from `path`."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise OpenmaiError(f"{path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise OpenmaiError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise OpenmaiError(f"{path}: expected a mapping of keys to values, found {type(value).__name__}")
+    return value
+
+
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `override`, mapping by mapping."""
+    merged = dict(base)
+    for key, value in override.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def validate(kind: type[C], values: Mapping[str, Any], where: str) -> C:
+    """Build a `kind` from plain values; every problem becomes one OpenmaiError that starts with `where`."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(kind, problem) for problem in error.errors()]
+        raise OpenmaiError(f"{where}: " + "; ".join(problems)) from None
+
+
+def parse_arguments(kind: type[Config], arguments: list[str], program: str, description: str = "") -> dict[str, Any]:
+    """Turn `--a.b=value` arguments into nested plain values for `kind`; `--help` prints every field and exits."""
+    from pydantic_settings import BaseSettings, CliSettingsSource
+
+    settings = type(kind.__name__, (BaseSettings, kind), {"__doc__": description, "__module__": kind.__module__})
+    source: Any = CliSettingsSource(
+        settings,
+        cli_parse_args=arguments,
+        cli_prog_name=program,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_use_class_docs_for_groups=False,
+    )
+    return source()
+
+
+def _explain(kind: type[BaseModel], problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "configuration"
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(kind, problem["loc"][:-1])
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{key}: required, but not given"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" if problem["type"] == "value_error" else f"{key}={problem['input']!r}: {message}"
+
+
+def _fields_at(kind: Any, location: tuple[Any, ...]) -> list[str]:
+    """Names of the fields at a validation location, walking through optionals, unions and lists."""
+    models = _models_in(kind)
+    for part in location:
+        models = [m for model in models if part in model.model_fields for m in _models_in(model.model_fields[part].annotation)] or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, UnionType, list, tuple, dict) or get_args(annotation):
+        return [model for part in get_args(annotation) for model in _models_in(part)]
+    return []
