@@ -45,7 +45,7 @@ def attend_plain(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Tensor | 
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (arXiv:2305.13245) with optional per-head QK norm."""
+    """Grouped-query attention (arXiv:2305.13245) with optional QK norm."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -56,14 +56,19 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.width, groups * head, bias=config.qkv_bias)
         self.o = nn.Linear(heads * head, config.width, bias=config.o_bias)
         if config.qk_norm:
-            self.q_norm, self.k_norm = make_norm(config, head), make_norm(config, head)
+            together = config.qk_norm_span == "all"
+            self.q_norm = make_norm(config, heads * head if together else head)
+            self.k_norm = make_norm(config, groups * head if together else head)
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        head = self.config.head
-        q, k, v = (project(x_BTD).unflatten(-1, (-1, head)) for project in (self.q, self.k, self.v))
-        if self.config.qk_norm:
+        config = self.config
+        q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        if config.qk_norm and config.qk_norm_span == "all":
             q, k = self.q_norm(q), self.k_norm(k)
-        if context.rope is not None and self.config.has_rope(self.layer):
+        q, k, v = (projected.unflatten(-1, (-1, config.head)) for projected in (q, k, v))
+        if config.qk_norm and config.qk_norm_span == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if context.rope is not None and config.has_rope(self.layer):
             q, k = rotate(q, context.rope), rotate(k, context.rope)
         return self.o(_attend_cached(self, q, k, v, context).flatten(2))
 

@@ -16,10 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from openmai.base.artifact import Artifact
-from openmai.base.config import validate
 from openmai.base.errors import OpenmaiError
-from openmai.base.files import read_json, write_json
-from openmai.model.config import ModelConfig
+from openmai.base.files import write_json
+from openmai.model.config import load_config
 from openmai.model.transformer import Transformer
 
 KIND = "checkpoint"
@@ -35,11 +34,6 @@ def save_model(model: Transformer, folder: Path, tokenizer: Path) -> None:
     for file in sorted(tokenizer.iterdir()):
         if file.suffix in (".json", ".jinja") and file.name != "manifest.json":
             shutil.copyfile(file, folder / "tokenizer" / file.name)
-
-
-def load_config(folder: Path) -> ModelConfig:
-    """Read the ModelConfig of a checkpoint folder."""
-    return validate(ModelConfig, read_json(folder / "model.json"), str(folder / "model.json"))
 
 
 def load_model(checkpoint: Artifact | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Transformer:

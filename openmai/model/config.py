@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 
 from openmai.base.config import Config, read_yaml, validate
 from openmai.base.errors import OpenmaiError
+from openmai.base.files import read_json
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -88,12 +90,17 @@ class ModelConfig(Config):
     "activation of the feed-forward"
     norm: Literal["rms", "layer"] = "rms"
     "RMSNorm, or LayerNorm with bias"
+    norm_place: Literal["before", "after", "both"] = "before"
+    "norms before attention and feed-forward (the usual), after them (OLMo 2), or both (Grok-1)"
     norm_eps: float = Field(1e-6, gt=0)
     qk_norm: bool = False
-    "RMSNorm on each query and key head before the rotation (Qwen3)"
+    "norm on queries and keys before the rotation (Qwen3)"
+    qk_norm_span: Literal["head", "all"] = "head"
+    "with qk_norm: normalise each head by itself, or all heads together (OLMo 2)"
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    head_bias: bool = False
     tied_embeddings: bool = False
     "use the embedding as output matrix"
     positions: Literal["rope", "learned"] = "rope"
@@ -156,11 +163,22 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> ModelConfig:
-    """Read a shipped architecture, or any YAML file with the fields of ModelConfig.
+    """Read a shipped architecture by name, a YAML file with the fields of ModelConfig, or the model.json of a checkpoint folder.
 
-    Raises OpenmaiError for an unknown name, listing the known ones.
+    Raises OpenmaiError for an unknown name, listing the closest ones.
     """
+    if (Path(name) / "model.json").is_file():
+        return load_config(Path(name))
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.exists():
-        raise OpenmaiError(f"{name}: unknown model; known: {', '.join(preset_names())}; or give the path of a YAML file")
+        close = difflib.get_close_matches(name.lower(), preset_names(), n=5, cutoff=0.4) or preset_names()
+        raise OpenmaiError(
+            f"{name}: unknown model; did you mean {', '.join(close)}? "
+            "`openmai plan` lists all; the path of a YAML file or of a checkpoint folder also does"
+        )
     return validate(ModelConfig, read_yaml(path), str(path))
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """Read the ModelConfig of a checkpoint folder."""
+    return validate(ModelConfig, read_json(folder / "model.json"), str(folder / "model.json"))

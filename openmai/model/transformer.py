@@ -17,18 +17,21 @@ from openmai.model.moe import Experts, MoE, Router
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+    """x + attention(norm(x)), then x + feed-forward(norm(x)); `norm_place` moves the norm behind, or adds one there."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = make_norm(config, config.width)
+        before, after = config.norm_place != "after", config.norm_place != "before"
+        self.attention_norm = make_norm(config, config.width) if before else nn.Identity()
         self.attention = LatentAttention(config, layer) if config.mla else Attention(config, layer)
-        self.mlp_norm = make_norm(config, config.width)
+        self.attention_after = make_norm(config, config.width) if after else nn.Identity()
+        self.mlp_norm = make_norm(config, config.width) if before else nn.Identity()
         self.mlp = MoE(config) if config.is_moe(layer) else FeedForward(config, config.ffn_width)
+        self.mlp_after = make_norm(config, config.width) if after else nn.Identity()
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), context)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        x_BTD = x_BTD + self.attention_after(self.attention(self.attention_norm(x_BTD), context))
+        return x_BTD + self.mlp_after(self.mlp(self.mlp_norm(x_BTD)))
 
 
 class Transformer(nn.Module):
@@ -41,7 +44,7 @@ class Transformer(nn.Module):
         self.position_embedding = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = make_norm(config, config.width)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.width, config.vocab_size, bias=config.head_bias)
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
 
@@ -97,12 +100,22 @@ class Transformer(nn.Module):
                 drawn.normal_(0, 0.02 if self.config.tied_embeddings else 0.8, generator=generator)
             elif name.startswith("head"):
                 drawn.normal_(0, 0.001, generator=generator)
-            elif name.endswith((".o.weight", "down.weight", "down_EDF", "latent_up.weight")) and "q_down" not in name and "kv_down" not in name:
+            elif name.endswith(self._writers()):
                 drawn.zero_()
             else:
                 bound = (3 / parameter.shape[-1]) ** 0.5
                 drawn.uniform_(-bound, bound, generator=generator)
             parameter.copy_(drawn)
+
+    def _writers(self) -> tuple[str, ...]:
+        """Endings of the matrices that write to the residual stream; none where a norm follows them, which has no gradient scale at 0.
+
+        Experts between latent projections write to the latent: only the projection behind them starts at zero, else none would ever learn.
+        """
+        if self.config.norm_place != "before":
+            return ()
+        latent = self.config.moe is not None and self.config.moe.latent_width is not None
+        return ".o.weight", ".down.weight", "latent_up.weight" if latent else "down_EDF"
 
     def routers(self) -> list[Router]:
         """The routers of all mixture layers, in order."""
@@ -123,4 +136,3 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-__all__ = ["Block", "Experts", "Transformer", "num_parameters"]
