@@ -151,8 +151,9 @@ def cache_bytes_per_token(config: ModelConfig, precision: str = "bf16") -> float
 
 def cache_bytes(config: ModelConfig, tokens: int, precision: str = "bf16") -> float:
     """Return the bytes of one sequence's key-value cache at `tokens` tokens; a windowed layer keeps no more than its window."""
-    kept = (tokens if config.window is None or config.is_global(layer) else min(tokens, config.window) for layer in range(config.num_layers))
-    return sum(kept) * _cache_width(config) * WEIGHT_BYTES[precision]
+    windowed = min(tokens, config.window or tokens)
+    kept = sum(tokens if config.is_global(layer) else windowed for layer in range(config.num_layers))
+    return kept * _cache_width(config) * WEIGHT_BYTES[precision]
 
 
 def _cache_width(config: ModelConfig) -> int:
