@@ -22,7 +22,7 @@ from openmai.model.count import (
 )
 from openmai.model.transformer import Transformer, num_parameters
 
-TOTALS = {row["preset"]: row for row in csv.DictReader(open(Path(__file__).parent / "data" / "preset_totals.csv"))}
+TOTALS = {row["preset"]: row for row in csv.DictReader((Path(__file__).parent / "data" / "preset_totals.csv").read_text().splitlines())}
 
 BASE = {"vocab_size": 211, "num_layers": 3, "width": 48, "num_heads": 4, "ffn_width": 80, "context": 64}
 EXPERTS = {"num_experts": 6, "num_active": 2, "expert_width": 24}

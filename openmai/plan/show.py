@@ -50,12 +50,9 @@ def _parameters(plan: Plan) -> list[Row]:
 
 
 def _compute(plan: Plan) -> list[Row]:
+    convention = f"6 x active matrices + causal attention, at {plan.sequence:,} tokens"
     return [
-        (
-            "forward and backward",
-            f"{_unit(plan.flops_per_token)}FLOP",
-            f"6 x active matrices + causal attention at {plan.sequence:,} tokens",
-        ),
+        ("forward and backward", f"{_unit(plan.flops_per_token)}FLOP", convention),
         ("with full attention", f"{_unit(plan.flops_per_token_full_attention)}FLOP", "for figures published under that convention"),
     ]
 
@@ -86,8 +83,7 @@ def _cost(plan: Plan) -> list[Row]:
     if cost.days:
         rows.append(("days", _rounded(cost.days[1]), f"{_range(cost.days)} on {plan.gpus:,} GPUs"))
     rows.append(("energy", f"{_rounded(cost.energy_mwh[1])} MWh", _range(cost.energy_mwh)))
-    million = tuple(dollars / 1e6 for dollars in cost.dollars)
-    rows.append(("rent", f"${_rounded(million[1])}M", f"${_rounded(million[0])}M to ${_rounded(million[2])}M"))
+    rows.append(("rent", _money(cost.dollars[1]), f"{_money(cost.dollars[0])} to {_money(cost.dollars[2])}"))
     return rows
 
 
@@ -100,6 +96,10 @@ def _rounded(number: float) -> str:
     if number >= 100:
         return f"{round(number, 2 - int(math.log10(number))):,.0f}"
     return f"{number:.3g}"
+
+
+def _money(dollars: float) -> str:
+    return f"${_rounded(dollars / 1e6)}M" if dollars >= 1e6 else f"${_rounded(dollars)}"
 
 
 def _wrap(text: str) -> list[str]:
