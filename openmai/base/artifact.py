@@ -148,7 +148,7 @@ def create(out: Path, *, kind: str, version: int, config: Config, inputs: Sequen
     plain = config.model_dump(mode="json")
     plain.pop("out", None)
     sources = [{"path": str(item.path if isinstance(item, Artifact) else item), "digest": _digest(item)} for item in inputs]
-    identity = {name: value for name, value in plain.items() if name not in getattr(config, "not_in_key", ())}
+    identity = {name: value for name, value in plain.items() if name not in config.not_in_key}
     key = hash_value([kind, version, _without_paths(identity, {source["path"] for source in sources}), [s["digest"] for s in sources]])
     try:
         out.mkdir(parents=True, exist_ok=True)

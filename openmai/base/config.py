@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +18,11 @@ class Config(BaseModel):
     """Base of every configuration: immutable, and strict about unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    not_in_key: ClassVar[tuple[str, ...]] = ()
+    "fields that change how the work is done but not what comes out; they may change without making it anew"
+    takes_overrides: ClassVar[bool] = False
+    "collect unknown `--key=value` arguments in a field of type CliUnknownArgs instead of refusing them"
 
 
 C = TypeVar("C", bound=Config)
@@ -66,6 +71,7 @@ def parse_arguments(kind: type[Config], arguments: list[str], program: str, desc
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_use_class_docs_for_groups=False,
+        cli_ignore_unknown_args=kind.takes_overrides,
     )
     return source()
 

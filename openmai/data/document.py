@@ -1,8 +1,10 @@
-"""The document: one row of text with its origin, the same Parquet schema from the first stage to the last."""
+"""The one schema that all text has, and the raw records it is made of."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pyarrow.parquet as pq
 from openmai.base.artifact import Artifact
 
 KIND = "documents"
+
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -24,7 +27,48 @@ SCHEMA = pa.schema(
         ("meta", pa.string()),
     ]
 )
+# A document that is dropped, or may yet be: the same, and which rule dropped it and why; both are "" in a document that stays.
 REJECTED_SCHEMA = SCHEMA.append(pa.field("rule", pa.string())).append(pa.field("reason", pa.string()))
+RAW_SCHEMA = pa.schema(
+    [
+        ("content", pa.binary()),
+        ("mime", pa.string()),
+        ("charset", pa.string()),
+        ("status", pa.int32()),
+        ("url", pa.string()),
+        ("source", pa.string()),
+        ("license", pa.string()),
+        ("date", pa.string()),
+        ("meta", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One record as a reader found it: bytes of HTML or text, and what is known about them. `date` is an ISO day or ""."""
+
+    content: bytes
+    url: str
+    mime: str = "text/plain"
+    charset: str = "utf-8"
+    status: int = 200
+    date: str = ""
+    license: str = ""
+    meta: str = "{}"
+
+
+def raw_batch(records: list[Raw], source: str, license: str) -> pa.RecordBatch:
+    """Return `records` as a batch of RAW_SCHEMA; a licence of their own goes before the source's."""
+    columns: dict[str, list] = {name: [getattr(record, name, None) for record in records] for name in RAW_SCHEMA.names}
+    columns["source"] = [source] * len(records)
+    columns["license"] = [record.license or license for record in records]
+    return pa.RecordBatch.from_pydict(columns, schema=RAW_SCHEMA)
+
+
+def document_id(source: str, url: str, text: str) -> str:
+    """Return a document's identity, 32 hex digits: the same text of the same place has the same id in every run."""
+    return hashlib.blake2b("\0".join((source, url, text)).encode("utf-8", errors="replace"), digest_size=16).hexdigest()
 
 
 def document_files(artifact: Artifact) -> list[Path]:

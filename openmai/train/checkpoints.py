@@ -1,0 +1,73 @@
+"""Checkpoints for resuming: model, optimizers and step through torch.distributed.checkpoint, atomic and checksummed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from openmai.base.errors import OpenmaiError
+from openmai.base.files import hash_file, read_json, sync_folder, write_json
+from openmai.base.progress import say
+from openmai.model.transformer import Transformer
+
+_SUMS = "checksums.json"
+
+
+class Checkpoints:
+    """The checkpoints of one run in `folder`; the newest `keep` are kept."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        folder.mkdir(exist_ok=True)
+
+    def save(self, step: int, model: Transformer, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Write the state after `step` steps under a temporary name, then rename it."""
+        final, temporary = self.folder / f"step-{step:08d}", self.folder / f"step-{step:08d}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        dcp.save(_state(model, optimizers), checkpoint_id=temporary, no_dist=True)
+        write_json(temporary / _SUMS, {file.name: hash_file(file) for file in sorted(temporary.iterdir())})
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        sync_folder(self.folder)
+        for old in self._finished()[: -self.keep]:
+            shutil.rmtree(old)
+
+    def restore(self, model: Transformer, optimizers: list[torch.optim.Optimizer]) -> int:
+        """Load the newest undamaged checkpoint into model and optimizers; return its step, or 0 if there is none."""
+        for folder in reversed(self._finished()):
+            problem = _damage(folder)
+            if problem is None:
+                state = _state(model, optimizers)
+                dcp.load(state, checkpoint_id=folder, no_dist=True)
+                set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizers"])
+                return int(folder.name.removeprefix("step-"))
+            say(f"{folder}: {problem}; falling back to the checkpoint before it")
+        return 0
+
+    def _finished(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".tmp")
+
+
+def _state(model: Transformer, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+    weights, moments = get_state_dict(model, optimizers)
+    return {"model": weights, "optimizers": moments}
+
+
+def _damage(folder: Path) -> str | None:
+    """Compare a checkpoint's files with their recorded hashes; return what is wrong, if anything."""
+    try:
+        sums = read_json(folder / _SUMS)
+    except OpenmaiError as error:
+        return str(error)
+    for name, digest in sums.items():
+        if not (folder / name).exists():
+            return f"{name} is missing"
+        if hash_file(folder / name) != digest:
+            return f"{name} is damaged"
+    return None

@@ -1,0 +1,125 @@
+"""Configuration of training: optimizers, schedule, the loop, and `train pretrain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from openmai.base.config import Config
+from openmai.model.config import ModelConfig, load_preset
+
+
+class OptimizerConfig(Config):
+    """Muon for the matrices inside the blocks and AdamW for the rest, or AdamW for all."""
+
+    name: Literal["muon", "adamw"] = "muon"
+    "muon: Muon on block matrices (each expert alone), AdamW elsewhere"
+    lr: float = Field(0.02, gt=0)
+    "peak learning rate of Muon, or of AdamW on matrices if it is alone"
+    momentum: float = Field(0.95, ge=0, lt=1)
+    "Muon's Nesterov momentum"
+    embedding_lr: float = Field(0.05, gt=0)
+    "AdamW on the embedding"
+    head_lr: float = Field(0.004, gt=0)
+    "AdamW on the output matrix"
+    other_lr: float = Field(0.01, gt=0)
+    "AdamW on norms, biases and routers"
+    betas: tuple[float, float] = (0.8, 0.95)
+    "AdamW's moments"
+    weight_decay: float = Field(0.0, ge=0)
+    "decoupled decay of matrices"
+    clip: float | None = Field(1.0, gt=0)
+    "largest gradient norm"
+
+
+class ScheduleConfig(Config):
+    """Warm-up, constant, linear decay: the trapezoid (WSD, arXiv:2404.06395)."""
+
+    warmup: int = Field(20, ge=0)
+    "steps of linear warm-up"
+    decay: float = Field(0.5, ge=0, le=1)
+    "share of all steps that decays, at the end"
+    final: float = Field(0.05, ge=0, le=1)
+    "last learning rate as a share of the peak"
+
+
+class LoopConfig(Config):
+    """How long, how much at a time, and what is kept."""
+
+    not_in_key: ClassVar[tuple[str, ...]] = ("checkpoint_every", "keep")
+
+    steps: int = Field(gt=0)
+    "optimizer steps"
+    seed: int = 0
+    "seed of initialisation and data order"
+    checkpoint_every: int = Field(50, gt=0)
+    "steps between checkpoints for resuming"
+    keep: int = Field(2, gt=0)
+    "checkpoints kept"
+    evaluate_every: int = Field(50, gt=0)
+    "steps between validations"
+    threads: int = Field(0, ge=0)
+    "CPU threads; results are bit-identical for the same number; 0: as many as cores"
+    device: str = "cpu"
+    "cpu or cuda"
+
+
+class PretrainConfig(Config):
+    """Train a base model on token shards."""
+
+    shards: Path
+    "shards artifact"
+    tokenizer: Path
+    "tokenizer artifact the shards were made with"
+    out: Path
+    "folder of the checkpoint artifact"
+    depth: int | None = Field(None, gt=0)
+    "the one dial: number of layers, from which width, heads and feed-forward follow"
+    preset: str | None = None
+    "instead of depth: a shipped architecture (`openmai plan` lists them)"
+    model: dict[str, Any] = {}
+    "fields of the architecture that override what depth or preset gives"
+    context: int = Field(512, gt=1)
+    "tokens per training sequence"
+    batch_rows: int = Field(16, gt=0)
+    "sequences per optimizer step"
+    micro_rows: int = Field(16, gt=0)
+    "sequences per forward pass"
+    upsample: dict[str, float] = {}
+    "by source: how many times more often than its size alone would have it be seen"
+    loop: LoopConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> PretrainConfig:
+        if (self.depth is None) == (self.preset is None):
+            raise ValueError("give either depth or preset")
+        if self.batch_rows % self.micro_rows:
+            raise ValueError(f"batch_rows={self.batch_rows} is not a multiple of micro_rows={self.micro_rows}")
+        self.architecture(vocab_size=64)
+        return self
+
+    def architecture(self, vocab_size: int) -> ModelConfig:
+        """Work out the model: depth or preset, then the overrides, then vocabulary and context."""
+        base = load_preset(self.preset).model_dump() if self.preset else from_depth(self.depth or 1)
+        return ModelConfig.model_validate(base | {"context": max(self.context, base.get("context", 0))} | self.model | {"vocab_size": vocab_size})
+
+
+def from_depth(depth: int) -> dict[str, Any]:
+    """Give the shape of a dense model of `depth` layers.
+
+    Width 64 per layer and heads of width 64 are nanochat's dial; the feed-forward is the 8/3 of SwiGLU (arXiv:2002.05202), rounded to 64.
+    The features are those of Qwen3 (QK norm, RoPE, RMSNorm), so that every engine can run the result.
+    """
+    width = 64 * depth
+    return {
+        "num_layers": depth,
+        "width": width,
+        "num_heads": depth,
+        "ffn_width": max(64, round(width * 8 / 3 / 64) * 64),
+        "qk_norm": True,
+        "rope_theta": 100_000.0,
+    }

@@ -1,0 +1,108 @@
+"""The pretraining loader: which window of which source is row r of step s, as a pure function of seed and position.
+
+Nothing is read ahead and nothing remembered, so resuming needs only the step, for any number of processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openmai.base.artifact import Artifact
+from openmai.base.errors import OpenmaiError
+from openmai.tokenizer.shards import Shard
+
+Batch = list[dict[str, Tensor]]
+"micro-batches of one optimizer step"
+
+
+def shuffle(index: np.ndarray, size: int, key: int, rounds: int = 4) -> np.ndarray:
+    """Map `index` (values below `size`) through a pseudo-random permutation of range(size), without storing it.
+
+    A Feistel network over the next even number of bits, repeated until the value falls inside (Black & Rogaway 2002, cycle walking).
+    """
+    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    keys = np.random.SeedSequence(key).generate_state(rounds, np.uint64)
+    value = index.astype(np.uint64)
+    pending = np.ones(len(value), dtype=bool)
+    while pending.any():
+        left, right = value[pending] >> np.uint64(half), value[pending] & mask
+        for round_key in keys:
+            mixed = (right ^ round_key) * np.uint64(0x9E3779B97F4A7C15)
+            left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(29))) >> np.uint64(7) & mask)
+        value[pending] = left << np.uint64(half) | right
+        pending = value >= size
+    return value.astype(np.int64)
+
+
+def allot(weights: np.ndarray, start: int, count: int) -> list[tuple[int, int]]:
+    """Return (source, running number within it) of samples start … start+count-1 of a mixture.
+
+    The k-th sample of a source with weight w falls due at (k + 1/2) / w; samples are taken in the order in which they fall due, so after
+    any number of them each source is within one sample of its exact share.
+    """
+    shares = weights / weights.sum()
+
+    def taken(time: float) -> np.ndarray:
+        return np.floor(shares * time + 0.5).astype(np.int64)
+
+    first = taken(max(0.0, start - len(weights)))
+    last = taken(start + count + len(weights))
+    due = sorted(((k + 0.5) / shares[s], s, k) for s in range(len(shares)) if shares[s] > 0 for k in range(int(first[s]), int(last[s]) + 1))
+    offset = start - int(first.sum())
+    return [(source, k) for _, source, k in due[offset : offset + count]]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Token streams with weights."""
+
+    names: list[str]
+    streams: list[np.ndarray]
+    weights: np.ndarray
+    context: int
+    seed: int
+
+    @classmethod
+    def open(cls, shards: Artifact, context: int, upsample: dict[str, float], seed: int) -> Mixture:
+        """Memory-map the training split; a source's weight is its size times its `upsample` factor."""
+        counts = shards.metrics["splits"]["train"]
+        unknown = set(upsample) - set(counts)
+        if unknown:
+            raise OpenmaiError(f"upsample.{min(unknown)}: no such source in {shards.path}; its sources: {', '.join(counts)}")
+        names = [name for name in counts if counts[name]["tokens"] > context]
+        if not names:
+            raise OpenmaiError(f"{shards.path}: no source has more than context={context} training tokens; add data or lower the context")
+        streams = [Shard(shards.path / f"train-{name}").tokens for name in names]
+        weights = np.array([counts[name]["tokens"] * upsample.get(name, 1.0) for name in names])
+        return cls(names, streams, weights, context, seed)
+
+    def windows(self, start: int, count: int) -> np.ndarray:
+        """Return samples start … start+count-1, each context + 1 tokens: (count, context + 1)."""
+        rows = np.empty((count, self.context + 1), dtype=np.int64)
+        for row, (source, number) in enumerate(allot(self.weights, start, count)):
+            stream = self.streams[source]
+            size = (len(stream) - 1) // self.context
+            epoch, place = divmod(number, size)
+            key = (self.seed * 1_000_003 + source) * 1_000_003 + epoch
+            begin = int(shuffle(np.array([place]), size, key)[0]) * self.context
+            rows[row] = stream[begin : begin + self.context + 1]
+        return rows
+
+
+@dataclass(frozen=True)
+class PretrainBatches:
+    """Batches of next-token prediction."""
+
+    mixture: Mixture
+    rows: int
+    micro_rows: int
+
+    def __call__(self, step: int) -> Batch:
+        """Return the micro-batches of optimizer step `step`: ids and targets, each (micro_rows, context)."""
+        windows = torch.from_numpy(self.mixture.windows(step * self.rows, self.rows))
+        return [{"ids": part[:, :-1], "targets": part[:, 1:]} for part in windows.split(self.micro_rows)]

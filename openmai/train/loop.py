@@ -1,0 +1,135 @@
+"""The one training loop: pretraining, fine-tuning and preference learning differ in their batches and objective only."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from openmai.base.errors import OpenmaiError
+from openmai.base.events import Events
+from openmai.base.progress import Progress, say
+from openmai.model.loss import IGNORE, token_nats
+from openmai.model.transformer import Transformer
+from openmai.train.checkpoints import Checkpoints
+from openmai.train.config import LoopConfig, OptimizerConfig, ScheduleConfig
+from openmai.train.loader import Batch
+from openmai.train.optimizer import make_optimizers, schedule_factor, set_rates
+
+
+class Objective(Protocol):
+    """What is minimised."""
+
+    def units(self, micro: dict[str, Tensor]) -> int:
+        """Count what the loss is averaged over (tokens, pairs); known before the forward pass, so accumulation is exact."""
+
+    def loss(self, model: Transformer, micro: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the summed loss of a micro-batch, and sums of further figures to average."""
+
+
+class NextToken:
+    """Cross-entropy of the next token where the target is not IGNORE: pretraining and supervised fine-tuning."""
+
+    def units(self, micro: dict[str, Tensor]) -> int:
+        return int((micro["targets"] != IGNORE).sum())
+
+    def loss(self, model: Transformer, micro: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return token_nats(model, micro["ids"], micro["targets"]).sum(), {}
+
+
+@dataclass
+class Step:
+    """What hooks see after each optimizer step; `number` counts finished steps."""
+
+    number: int
+    last: bool
+    model: Transformer
+    events: Events
+
+
+Hook = Callable[[Step], dict[str, float] | None]
+"called after every step; returned figures appear on the progress line"
+
+
+def train(
+    label: str,
+    model: Transformer,
+    batches: Callable[[int], Batch],
+    objective: Objective,
+    folder: Path,
+    loop: LoopConfig,
+    optimizer: OptimizerConfig,
+    schedule: ScheduleConfig,
+    hooks: Sequence[Hook] = (),
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Run `loop.steps` optimizer steps on `model`, resuming from the newest good checkpoint under `folder`.
+
+    Writes `folder`/events.jsonl and `folder`/checkpoints. Batches are a function of the step, so an interrupted and continued run ends with the
+    same bits as an uninterrupted one with the same number of threads. Raises OpenmaiError if the loss stops being finite.
+    """
+    optimizers = make_optimizers(model, optimizer)
+    checkpoints = Checkpoints(folder / "checkpoints", loop.keep)
+    start = checkpoints.restore(model, optimizers)
+    if start:
+        say(f"{label}: going on after step {start}")
+    events = Events(folder / "events.jsonl", keep_until_step=start)
+    model.train()
+    with Progress(label, loop.steps, "steps", start=start) as progress:
+        for step in range(start, loop.steps):
+            began = time.perf_counter()
+            factor = schedule_factor(schedule, step, loop.steps)
+            set_rates(optimizers, factor)
+            figures = _optimize(model, batches(step), objective, optimizers, optimizer.clip, f"{label}, step {step}")
+            seconds = time.perf_counter() - began
+            events.write("train", step=step + 1, lr=factor, seconds=seconds, **figures)
+            shown = {"loss": figures["loss"], "tok/s": f"{figures['tokens'] / seconds:,.0f}"}
+            for hook in hooks:
+                shown |= hook(Step(step + 1, step + 1 == loop.steps, model, events)) or {}
+            if (step + 1) % loop.checkpoint_every == 0 and step + 1 < loop.steps:
+                checkpoints.save(step + 1, model, optimizers)
+                tick()
+            progress.advance(1, **shown)
+    events.close()
+    model.eval()
+
+
+def _optimize(
+    model: Transformer, batch: Batch, objective: Objective, optimizers: list[torch.optim.Optimizer], clip: float | None, where: str
+) -> dict:
+    """Do one optimizer step over all micro-batches; return its figures."""
+    device = model.embedding.weight.device
+    units = sum(objective.units(micro) for micro in batch)
+    if units == 0:
+        raise OpenmaiError(f"{where}: the batch holds nothing to learn from (every target is masked)")
+    sums: dict[str, float] = {"loss": 0.0, "penalty": 0.0}
+    for micro in batch:
+        here = {name: value.to(device) for name, value in micro.items()}
+        total, extra = objective.loss(model, here)
+        penalty = model.balance_penalty() * (objective.units(micro) / units)
+        (total / units + penalty).backward()
+        for name, value in {"loss": total.detach() / units, "penalty": penalty.detach(), **{k: v.detach() / units for k, v in extra.items()}}.items():
+            sums[name] = sums.get(name, 0.0) + value.item()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf).item()
+    if not math.isfinite(sums["loss"]) or not math.isfinite(norm):
+        raise OpenmaiError(f"{where}: loss {sums['loss']}, gradient norm {norm}; lower the learning rate (--optimizer.lr) or clip harder")
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    loads = [router.update_bias() for router in model.routers()]
+    figures: dict = {**sums, "grad_norm": norm, "tokens": sum(micro["ids"].numel() for micro in batch)}
+    if loads:
+        figures["expert_load"] = [[round(share, 5) for share in (load / load.sum()).tolist()] for load in loads]
+    return figures
+
+
+def use_threads(number: int) -> None:
+    """Fix the number of CPU threads; 0 leaves PyTorch's choice, one per core."""
+    if number:
+        torch.set_num_threads(number)

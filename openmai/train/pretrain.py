@@ -1,0 +1,83 @@
+"""`train pretrain`: a base model from token shards."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from openmai.base.artifact import Artifact, create
+from openmai.base.errors import OpenmaiError
+from openmai.base.progress import say
+from openmai.model.checkpoint import KIND, save_model
+from openmai.model.loss import stream_nats
+from openmai.model.transformer import Transformer, num_parameters
+from openmai.tokenizer.shards import Shard
+from openmai.tokenizer.tokenizer import Tokenizer
+from openmai.train.config import PretrainConfig
+from openmai.train.loader import Mixture, PretrainBatches
+from openmai.train.loop import NextToken, Step, train, use_threads
+
+
+def pretrain(config: PretrainConfig) -> Artifact:
+    """Train the configured architecture from scratch and write the checkpoint artifact."""
+    shards = Artifact.load(config.shards, "shards")
+    vocabulary = Artifact.load(config.tokenizer, "tokenizer")
+    with create(config.out, kind=KIND, version=1, config=config, inputs=[shards, vocabulary]) as work:
+        if work.finished:
+            return work.finished
+        use_threads(config.loop.threads)
+        tokenizer = Tokenizer.load(vocabulary.path)
+        if tokenizer.fingerprint != shards.metrics["fingerprint"]:
+            raise OpenmaiError(f"{config.shards}: encoded with another tokenizer than {config.tokenizer}; encode again")
+        model = Transformer(config.architecture(tokenizer.vocab_size))
+        model.initialize(config.loop.seed)
+        model.to(config.loop.device)
+        mixture = Mixture.open(shards, config.context, config.upsample, config.loop.seed)
+        tokens = config.loop.steps * config.batch_rows * config.context
+        say(f"model: {num_parameters(model):,} parameters; {tokens:,} tokens, {tokens / sum(map(len, mixture.streams)):.2f} epochs of the data")
+        validate = Validation(shards, config.context, tokenizer.end_of_text, config.loop.evaluate_every)
+        initial = validate.bits_per_byte(model)
+        train(
+            "pretrain",
+            model,
+            PretrainBatches(mixture, config.batch_rows, config.micro_rows),
+            NextToken(),
+            work.path,
+            config.loop,
+            config.optimizer,
+            config.schedule,
+            [validate],
+            work.tick,
+        )
+        save_model(model, work.path, vocabulary.path)
+        final = validate.bits_per_byte(model)
+        say(f"validation: {final:.4f} bits per byte (untrained {initial:.4f})")
+        metrics = {"parameters": num_parameters(model), "tokens": tokens, "val_bpb": final, "untrained_val_bpb": initial}
+        return work.finish(metrics, scratch=["checkpoints"])
+
+
+class Validation:
+    """A hook that measures bits per byte on the validation split, over all sources together."""
+
+    def __init__(self, shards: Artifact, context: int, end_of_text: int, every: int) -> None:
+        counts = shards.metrics["splits"]["val"]
+        streams = [Shard(shards.path / f"val-{name}").tokens for name in counts if counts[name]["tokens"]]
+        self.tokens = np.concatenate(streams) if streams else np.zeros(0, np.uint16)
+        self.bytes = sum(count["bytes"] for count in counts.values())
+        self.context, self.end_of_text, self.every = context, end_of_text, every
+        if not self.bytes:
+            raise OpenmaiError(f"{shards.path}: the validation split is empty; raise --validation of `openmai tokenizer encode`")
+
+    def bits_per_byte(self, model: Transformer) -> float:
+        """Return the bits that `model` needs per byte of validation text."""
+        return stream_nats(model, self.tokens, self.context, self.end_of_text) / math.log(2) / self.bytes
+
+    def __call__(self, step: Step) -> dict[str, float] | None:
+        if step.number % self.every and not step.last:
+            return None
+        bpb = self.bits_per_byte(step.model)
+        step.events.write("eval", step=step.number, val_bpb=bpb)
+        return {"bpb": bpb}
+
+
