@@ -1,0 +1,214 @@
+"""HTML into plain text that keeps its structure: headings, lists, table rows, indentation of definitions, and code as it stands.
+
+One pass over the Lexbor tree, iterative, so that its cost is linear in the size of the page whatever its depth. Boilerplate goes in two ways:
+elements whose role is not content, and blocks made of links (Kohlschütter et al. 2010, "Boilerplate detection using shallow text features").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from resiliparse.parse.encoding import bytes_to_str, detect_encoding
+from resiliparse.parse.html import ElementNode, HTMLTree, Node, NodeType
+
+_SKIP = set("script style noscript template svg math nav footer aside form iframe button select textarea object video audio canvas head dialog".split())
+_SPACED = set("p h1 h2 h3 h4 h5 h6 ul ol dl table pre blockquote figure hr section article".split())
+_BLOCKS = _SPACED | set("div li dt dd tr main header body address center fieldset details summary figcaption tbody thead caption".split())
+_CELLS = {"td", "th"}
+_INDENT = {"dd": 4}
+_BOILERPLATE = re.compile(
+    r"(?:^|[\s_-])(?:nav|navbar|navigation|menu|sidebar|footer|breadcrumbs?|comments?|share|sharing|social|cookies?|banner|advert\w*|ads?"
+    r"|related|promo|pagination|pager|toolbar|popup|modal|newsletter|subscribe|skip-link|headerlink)(?:$|[\s_-])",
+    re.I,
+)
+_LINK_SHARE = 0.6
+
+
+class ExtractError(Exception):
+    """A page that is not to be extracted; `rule` names the limit, the message says what was found."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(message)
+        self.rule = rule
+
+
+@dataclass
+class _Block:
+    """Lines that belong together; `links` counts characters inside links, `gap` asks for a blank line before."""
+
+    text: str
+    indent: int
+    level: int
+    gap: bool
+    links: int
+    bullet: str
+
+
+@dataclass
+class _State:
+    blocks: list[_Block] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    links: int = 0
+    indent: int = 0
+    level: int = 0
+    gap: bool = False
+    bullet: str = ""
+    in_link: int = 0
+    in_pre: int = 0
+
+    def flush(self) -> None:
+        """End the running block."""
+        text = "".join(self.pieces)
+        if text.strip():
+            self.blocks.append(_Block(text, self.indent, self.level, self.gap, self.links, self.bullet))
+            self.gap, self.bullet = False, ""
+        self.pieces, self.links = [], 0
+
+
+def decode(content: bytes, charset: str) -> str:
+    """Return HTML bytes as text: the declared character set if it fits, else the detected one; bytes that fit nowhere are replaced."""
+    encoding = charset or detect_encoding(content[:65536], html5_compatible=True) or "utf-8"
+    return bytes_to_str(content, encoding, fallback_encodings=("utf-8", "windows-1252"))
+
+
+def no_hint(node: ElementNode) -> int | None:
+    """Say nothing about any element."""
+    return None
+
+
+def extract(html: str, max_depth: int, hint: Callable[[ElementNode], int | None] = no_hint) -> tuple[str, str]:
+    """Return (title, text) of a page.
+
+    `hint(element)` knows a site: 1-6 makes the element a heading of that level, 0 leaves it out, None says nothing.
+    Raises ExtractError for a tree deeper than `max_depth`.
+    """
+    tree = HTMLTree.parse(html)
+    title = " ".join((tree.title or "").split())
+    root = _main_element(tree)
+    if root is None:
+        return title, ""
+    state = _State()
+    _walk(root, state, max_depth, hint)
+    return title, _render(state.blocks)
+
+
+def _main_element(tree: HTMLTree) -> ElementNode | None:
+    body = tree.body
+    if body is None:
+        return None
+    for selector in ("main", "[role=main]", "article"):
+        found = body.query_selector_all(selector)
+        if len(found) == 1:
+            return found[0]
+    return body
+
+
+def _walk(root: ElementNode, state: _State, max_depth: int, hint: Callable[[ElementNode], int | None]) -> None:
+    node: Node | None = root
+    depth = 0
+    leave: list[Callable[[], None] | None] = []
+    while node is not None:
+        child = None
+        if node.type == NodeType.TEXT:
+            _add_text(node.value or "", state)
+        elif node.type == NodeType.ELEMENT:
+            tag = node.tag
+            if tag == "br":
+                state.pieces.append("\n")
+            elif tag not in _SKIP and (child := node.first_child) is not None:
+                level = hint(node)
+                if level == 0 or _is_boilerplate(node, tag):
+                    child = None
+                else:
+                    leave.append(_enter(node, tag, level, state))
+        if child is not None:
+            node, depth = child, depth + 1
+            if depth > max_depth:
+                raise ExtractError("extract.depth", f"elements nested deeper than {max_depth}")
+            continue
+        while depth and (following := node.next_sibling) is None:  # type: ignore[union-attr]
+            node, depth = node.parent_node, depth - 1  # type: ignore[union-attr]
+            end = leave.pop()
+            if end:
+                end()
+        node = following if depth else None
+    state.flush()
+
+
+def _add_text(text: str, state: _State) -> None:
+    if not state.in_pre:
+        text = re.sub(r"[ \t\n\r\f]+", " ", text)
+        if state.pieces and state.pieces[-1] == "\n":
+            text = text.lstrip(" ")  # the line end of the source after a <br>; indentation is made of no-break spaces
+        if text == " " and (not state.pieces or state.pieces[-1].endswith((" ", "\n"))):
+            return
+    state.pieces.append(text)
+    if state.in_link:
+        state.links += len(text.strip())
+
+
+def _is_boilerplate(node: ElementNode, tag: str) -> bool:
+    if tag in ("body", "main", "article", "html") or not (node.class_name or node.id):
+        return False
+    return tag in _BLOCKS | _CELLS | {"a"} and bool(_BOILERPLATE.search(f"{node.class_name} {node.id}"))
+
+
+def _enter(node: ElementNode, tag: str, level: int | None, state: _State) -> Callable[[], None] | None:
+    """Change the state on the way into an element; return what undoes it on the way out."""
+    if tag == "a":
+        if not node.hasattr("href"):
+            return None
+        state.in_link += 1
+        return lambda: setattr(state, "in_link", state.in_link - 1)
+    if tag in _CELLS and not level:
+        state.pieces = [*state.pieces, " | "] if "".join(state.pieces).strip() else []
+        return None
+    if tag not in _BLOCKS and not level:
+        return None
+    level = level or (int(tag[1]) if len(tag) == 2 and tag[0] == "h" and tag[1].isdigit() else 0)
+    spaced = tag in _SPACED or bool(level)
+    state.flush()
+    state.gap = state.gap or spaced
+    before = (state.indent, state.level, state.in_pre)
+    state.indent += _INDENT.get(tag, 0)
+    state.level = level
+    state.in_pre += tag == "pre"
+    if tag == "li":
+        state.bullet = "- "
+
+    def leave() -> None:
+        state.flush()
+        state.gap = state.gap or spaced
+        state.indent, state.level, state.in_pre = before
+
+    return leave
+
+
+def _render(blocks: list[_Block]) -> str:
+    lines: list[str] = []
+    gap = False
+    for block in blocks:
+        gap = gap or block.gap
+        if not block.level and block.links > _LINK_SHARE * len("".join(block.text.split())):
+            continue
+        if gap and lines:
+            lines.append("")
+        gap = bool(block.level)
+        lines += _lines(block)
+    return "\n".join(lines)
+
+
+def _lines(block: _Block) -> list[str]:
+    if block.level:
+        return ["#" * block.level + " " + " ".join(block.text.split())]
+    text = block.text.replace("\xa0", " ").strip("\n")
+    lines = [line.rstrip() for line in text.split("\n")]
+    while lines and not lines[0]:
+        lines.pop(0)
+    while lines and not lines[-1]:
+        lines.pop()
+    pad = " " * block.indent
+    first = pad + block.bullet + (lines[0].lstrip() if block.bullet else lines[0])
+    return [first.rstrip(), *(pad + line if line else "" for line in lines[1:])]

@@ -1,0 +1,106 @@
+"""Reader for web archives: WARC, ARC and the text-only WET, plain or gzip."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
+
+from openmai.data.config import Source
+from openmai.data.document import Raw
+from openmai.data.read_files import Damaged
+
+_CHUNK = 1 << 16
+_KINDS = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
+
+
+def read_warc(file: Path, source: Source) -> Iterator[Raw]:
+    """Yield the pages of an archive. Raises Damaged after the last whole record if the file breaks off or its compression is broken."""
+    with _Inflated(file) as stream:
+        try:
+            for record in ArchiveIterator(stream, record_types=_KINDS, parse_http=False):
+                record.freeze()
+                expected = int(record.headers.get("Content-Length") or record.content_length)
+                if record.content_length < expected:
+                    raise Damaged(f"the record at {record.headers.get('WARC-Target-URI')} breaks off after {record.content_length} of {expected} bytes")
+                yield _raw(record)
+        except OSError as error:
+            raise Damaged(f"not readable as a web archive ({error})") from None
+        if stream.problem:
+            raise Damaged(stream.problem)
+
+
+def _raw(record: WarcRecord) -> Raw:
+    headers, day = record.headers, record.record_date
+    facts = {"url": headers.get("WARC-Target-URI", ""), "date": day.date().isoformat() if day else ""}
+    if record.record_type == WarcRecordType.conversion:
+        return Raw(content=record.reader.read(), mime="text/plain", charset="utf-8", **facts)
+    if not record.is_http:
+        return Raw(content=record.reader.read(), mime=_mime(headers.get("Content-Type", "")), charset="", **facts)
+    record.parse_http(auto_decode="all")
+    http = record.http_headers
+    status = http.status_code if http is not None else None
+    return Raw(
+        content=record.reader.read(),
+        mime=_mime(record.http_content_type or "text/html"),
+        charset=record.http_charset or "",
+        status=status or 200,
+        **facts,
+    )
+
+
+def _mime(content_type: str) -> str:
+    return content_type.split(";")[0].strip().lower()
+
+
+class _Inflated:
+    """A file as a stream of decompressed bytes that tells where gzip data break off, which the archive parser would pass over silently."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = open(file, "rb")
+        self.is_gzip = self.file.read(2) == b"\x1f\x8b"
+        self.file.seek(0)
+        self.member = zlib.decompressobj(wbits=31)
+        self.in_member = False
+        self.rest = b""
+        self.position = 0
+        self.problem = ""
+
+    def __enter__(self) -> _Inflated:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def tell(self) -> int:
+        """Return the position in the decompressed data."""
+        return self.position
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to `size` bytes; b"" at the end."""
+        size = _CHUNK if size < 0 else size
+        piece = self._inflate(size) if self.is_gzip else self.file.read(size)
+        self.position += len(piece)
+        return piece
+
+    def _inflate(self, size: int) -> bytes:
+        piece = b""
+        while not piece and not self.problem:
+            data = self.rest or self.file.read(_CHUNK)
+            if not self.in_member:
+                data = data.lstrip(b"\0")  # some writers pad with zeros between members
+            if not data:
+                self.problem = "its gzip data break off" if self.in_member else ""
+                return b""
+            try:
+                piece = self.member.decompress(data, size)
+            except zlib.error as error:
+                self.problem = f"its gzip data are damaged ({error})"
+                return b""
+            self.in_member = not self.member.eof
+            self.rest = self.member.unconsumed_tail if self.in_member else self.member.unused_data
+            if self.member.eof:
+                self.member = zlib.decompressobj(wbits=31)
+        return piece
