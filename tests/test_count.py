@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from openmai.export.family import choose
 from openmai.model import attention
 from openmai.model.config import ModelConfig, load_preset, preset_names
 from openmai.model.count import (
@@ -110,6 +111,7 @@ def test_presets_equal_a_built_model(name: str) -> None:
 
 def test_mai_1_is_what_it_says() -> None:
     config = load_preset("mai-1")
+    assert choose(config).hf_class == "DeepseekV3ForCausalLM"
     counted = count_parameters(config)
     assert 495e9 <= counted.total <= 505e9
     assert 30e9 <= counted.active <= 40e9
