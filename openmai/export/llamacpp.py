@@ -186,8 +186,9 @@ def plan(weights: Weights, model: ModelConfig, family: Family) -> Iterator[Plann
         block, rest = split_name(name)
         if model.mla and rest == "attention.kv_up.weight":
             mla = model.mla
-            for part, shape in (("k", (mla.kv_rank, mla.nope_width)), ("v", (mla.value_width, mla.kv_rank))):
-                yield Planned(f"blk.{block}.attn_{part}_b.weight", (model.num_heads, *shape), partial(_read_latent, weights, model, name, part))
+            for part, rows, columns in (("k", mla.kv_rank, mla.nope_width), ("v", mla.value_width, mla.kv_rank)):
+                read = partial(_read_latent, weights, model, name, part)
+                yield Planned(f"blk.{block}.attn_{part}_b.weight", (model.num_heads, rows, columns), read)
         else:
             yield Planned(gguf_name(family, name), weights.shape(name), partial(_read, weights, model, family, name))
 
