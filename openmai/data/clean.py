@@ -32,3 +32,16 @@ def drop_empty_headings(text: str) -> str:
             below = len(heading[1]) if heading else 0
         kept.append(line)
     return clean("\n".join(reversed(kept)))
+
+
+def drop_repeated_paragraphs(text: str, min_chars: int) -> str:
+    """Return `text` with each paragraph of at least `min_chars` characters only where it stands first."""
+    seen: set[str] = set()
+    kept = []
+    for paragraph in text.split("\n\n"):
+        if len(paragraph) >= min_chars:
+            if paragraph in seen:
+                continue
+            seen.add(paragraph)
+        kept.append(paragraph)
+    return "\n\n".join(kept)

@@ -152,8 +152,8 @@ class Thresholds(Config):
 DOCS = Thresholds(
     min_words=20,
     max_words=500_000,
-    max_mean_word=14.0,
-    max_symbols=0.3,
+    max_mean_word=16.0,
+    max_symbols=0.4,
     max_ellipsis_lines=0.5,
     min_alpha_words=0.5,
     max_duplicate_lines=0.6,

@@ -1,7 +1,8 @@
 """HTML into plain text that keeps its structure: headings, lists, table rows, indentation of definitions, and code as it stands.
 
-One pass over the Lexbor tree, iterative, so that its cost is linear in the size of the page whatever its depth. Boilerplate goes in two ways:
-elements whose role is not content, and blocks made of links (Kohlschütter et al. 2010, "Boilerplate detection using shallow text features").
+Lexbor parses (resiliparse) and writes the tree out again as well-formed HTML; one scan over its tags then makes the text. That is several times
+faster than visiting nodes from Python, and linear in the size of the page whatever its depth. Boilerplate goes in two ways: elements whose role
+is not content, and blocks made of links (Kohlschütter et al. 2010, "Boilerplate detection using shallow text features").
 """
 
 from __future__ import annotations
@@ -11,13 +12,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding
-from resiliparse.parse.html import ElementNode, HTMLTree, Node, NodeType
+from resiliparse.parse.html import ElementNode, HTMLTree
 
+Hint = Callable[[str, str], int | None]
+_TAG = re.compile(r"<(?:!--.*?-->|(/?)([a-zA-Z][^\s/>]*)((?:[^>\"]|\"[^\"]*\")*)>)", re.S)
+_NAMES = re.compile(r"\b(?:class|id)=\"([^\"]*)\"")
+_VOID = set("br hr img input meta link source track wbr area base col embed param".split())
+_RAW = set("script style iframe xmp noembed noframes plaintext".split())
 _SKIP = set("script style noscript template svg math nav footer aside form iframe button select textarea object video audio canvas head dialog".split())
 _SPACED = set("p h1 h2 h3 h4 h5 h6 ul ol dl table pre blockquote figure hr section article".split())
 _BLOCKS = _SPACED | set("div li dt dd tr main header body address center fieldset details summary figcaption tbody thead caption".split())
 _CELLS = {"td", "th"}
+_CONTAINERS = (_BLOCKS | _CELLS | {"a", "span"}) - {"main", "body", "article"}
+_HEADINGS = {f"h{level}" for level in range(1, 7)}
 _INDENT = {"dd": 4}
+_WHITE = re.compile(r"[ \t\n\r\f]+")
 _BOILERPLATE = re.compile(
     r"(?:^|[\s_-])(?:nav|navbar|navigation|menu|sidebar|footer|breadcrumbs?|comments?|share|sharing|social|cookies?|banner|advert\w*|ads?"
     r"|related|promo|pagination|pager|toolbar|popup|modal|newsletter|subscribe|skip-link|headerlink)(?:$|[\s_-])",
@@ -73,25 +82,21 @@ def decode(content: bytes, charset: str) -> str:
     return bytes_to_str(content, encoding, fallback_encodings=("utf-8", "windows-1252"))
 
 
-def no_hint(node: ElementNode) -> int | None:
+def no_hint(tag: str, attributes: str) -> int | None:
     """Say nothing about any element."""
     return None
 
 
-def extract(html: str, max_depth: int, hint: Callable[[ElementNode], int | None] = no_hint) -> tuple[str, str]:
+def extract(html: str, max_depth: int, hint: Hint = no_hint) -> tuple[str, str]:
     """Return (title, text) of a page.
 
-    `hint(element)` knows a site: 1-6 makes the element a heading of that level, 0 leaves it out, None says nothing.
+    `hint(tag, attributes)` knows a site: 1-6 makes the element a heading of that level, 0 leaves it out, None says nothing.
     Raises ExtractError for a tree deeper than `max_depth`.
     """
     tree = HTMLTree.parse(html)
     title = " ".join((tree.title or "").split())
     root = _main_element(tree)
-    if root is None:
-        return title, ""
-    state = _State()
-    _walk(root, state, max_depth, hint)
-    return title, _render(state.blocks)
+    return title, _render(_scan(root.html, max_depth, hint)) if root is not None else ""
 
 
 def _main_element(tree: HTMLTree) -> ElementNode | None:
@@ -105,69 +110,74 @@ def _main_element(tree: HTMLTree) -> ElementNode | None:
     return body
 
 
-def _walk(root: ElementNode, state: _State, max_depth: int, hint: Callable[[ElementNode], int | None]) -> None:
-    node: Node | None = root
-    depth = 0
-    leave: list[Callable[[], None] | None] = []
-    while node is not None:
-        child = None
-        if node.type == NodeType.TEXT:
-            _add_text(node.value or "", state)
-        elif node.type == NodeType.ELEMENT:
-            tag = node.tag
-            if tag == "br":
-                state.pieces.append("\n")
-            elif tag not in _SKIP and (child := node.first_child) is not None:
-                level = hint(node)
-                if level == 0 or _is_boilerplate(node, tag):
-                    child = None
-                else:
-                    leave.append(_enter(node, tag, level, state))
-        if child is not None:
-            node, depth = child, depth + 1
-            if depth > max_depth:
-                raise ExtractError("extract.depth", f"elements nested deeper than {max_depth}")
+def _scan(html: str, max_depth: int, hint: Hint) -> list[_Block]:
+    state = _State()
+    stack: list[tuple[str, Callable[[], None] | None]] = []
+    position, skipped_at = 0, 0  # depth of the element that is being left out, 0 for none
+    while (match := _TAG.search(html, position)) is not None:
+        if not skipped_at and match.start() > position:
+            _add_text(html[position : match.start()], state)
+        position = match.end()
+        end, tag, attributes = match.groups()
+        if tag is None:
             continue
-        while depth and (following := node.next_sibling) is None:  # type: ignore[union-attr]
-            node, depth = node.parent_node, depth - 1  # type: ignore[union-attr]
-            end = leave.pop()
-            if end:
-                end()
-        node = following if depth else None
+        if tag == "br" and not end:
+            state.pieces.append("\n")
+        elif end:
+            while stack:
+                name, leave = stack.pop()
+                if len(stack) < skipped_at:
+                    skipped_at = 0
+                if leave:
+                    leave()
+                if name == tag:
+                    break
+        elif tag not in _VOID:
+            level = None if skipped_at else hint(tag, attributes)
+            stack.append((tag, None))
+            if len(stack) > max_depth:
+                raise ExtractError("extract.depth", f"elements nested deeper than {max_depth}")
+            if tag in _RAW:
+                position = max(position, html.find(f"</{tag}", position))
+            if not skipped_at:
+                if tag in _SKIP or level == 0 or _is_boilerplate(tag, attributes):
+                    skipped_at = len(stack)
+                else:
+                    stack[-1] = (tag, _enter(tag, attributes, level, state))
     state.flush()
+    return state.blocks
 
 
 def _add_text(text: str, state: _State) -> None:
+    if "&" in text:  # what Lexbor writes out has only these
+        text = text.replace("&nbsp;", "\xa0").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
     if not state.in_pre:
-        text = re.sub(r"[ \t\n\r\f]+", " ", text)
+        text = _WHITE.sub(" ", text)
         if state.pieces and state.pieces[-1] == "\n":
             text = text.lstrip(" ")  # the line end of the source after a <br>; indentation is made of no-break spaces
-        if text == " " and (not state.pieces or state.pieces[-1].endswith((" ", "\n"))):
+        if not text or text == " " and (not state.pieces or state.pieces[-1].endswith((" ", "\n"))):
             return
     state.pieces.append(text)
     if state.in_link:
         state.links += len(text.strip())
 
 
-def _is_boilerplate(node: ElementNode, tag: str) -> bool:
-    if tag in ("body", "main", "article", "html") or not (node.class_name or node.id):
+def _is_boilerplate(tag: str, attributes: str) -> bool:
+    if not attributes or tag not in _CONTAINERS:
         return False
-    return tag in _BLOCKS | _CELLS | {"a"} and bool(_BOILERPLATE.search(f"{node.class_name} {node.id}"))
+    return any(_BOILERPLATE.search(names) for names in _NAMES.findall(attributes))
 
 
-def _enter(node: ElementNode, tag: str, level: int | None, state: _State) -> Callable[[], None] | None:
+def _enter(tag: str, attributes: str, level: int | None, state: _State) -> Callable[[], None] | None:
     """Change the state on the way into an element; return what undoes it on the way out."""
     if tag == "a":
-        if not node.hasattr("href"):
-            return None
-        state.in_link += 1
-        return lambda: setattr(state, "in_link", state.in_link - 1)
+        return _enter_link(state) if "href=" in attributes else None
     if tag in _CELLS and not level:
         state.pieces = [*state.pieces, " | "] if "".join(state.pieces).strip() else []
         return None
     if tag not in _BLOCKS and not level:
         return None
-    level = level or (int(tag[1]) if len(tag) == 2 and tag[0] == "h" and tag[1].isdigit() else 0)
+    level = level or (int(tag[1]) if tag in _HEADINGS else 0)
     spaced = tag in _SPACED or bool(level)
     state.flush()
     state.gap = state.gap or spaced
@@ -183,6 +193,14 @@ def _enter(node: ElementNode, tag: str, level: int | None, state: _State) -> Cal
         state.gap = state.gap or spaced
         state.indent, state.level, state.in_pre = before
 
+    return leave
+
+
+def _enter_link(state: _State) -> Callable[[], None]:
+    def leave() -> None:
+        state.in_link -= 1
+
+    state.in_link += 1
     return leave
 
 
