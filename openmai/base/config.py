@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
@@ -60,20 +62,68 @@ def validate(kind: type[C], values: Mapping[str, Any], where: str) -> C:
 
 
 def parse_arguments(kind: type[Config], arguments: list[str], program: str, description: str = "") -> dict[str, Any]:
-    """Turn `--a.b=value` arguments into nested plain values for `kind`; `--help` prints every field and exits."""
-    from pydantic_settings import BaseSettings, CliSettingsSource
+    """Turn `--a.b=value` arguments into nested plain values for `kind`; `--help` prints its docstring and every field, and exits.
 
-    settings = type(kind.__name__, (BaseSettings, kind), {"__doc__": description, "__module__": kind.__module__})
-    source: Any = CliSettingsSource(
-        settings,
-        cli_parse_args=arguments,
-        cli_prog_name=program,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_use_class_docs_for_groups=False,
-        cli_ignore_unknown_args=kind.takes_overrides,
-    )
-    return source()
+    Raises OpenmaiError for an unknown option or one without its value.
+    """
+    from pydantic_settings import BaseSettings, CliSettingsSource
+    from pydantic_settings.exceptions import SettingsError
+
+    settings = type(kind.__name__, (BaseSettings, kind), {"__doc__": kind.__doc__ or description, "__module__": kind.__module__})
+    try:
+        source: Any = CliSettingsSource(
+            settings,
+            cli_parse_args=arguments,
+            cli_prog_name=program,
+            cli_implicit_flags=True,
+            cli_hide_none_type=True,
+            cli_avoid_json=True,
+            cli_parse_none_str="null",
+            cli_use_class_docs_for_groups=False,
+            cli_exit_on_error=False,
+            cli_ignore_unknown_args=kind.takes_overrides,
+            formatter_class=_HelpFormatter,
+        )
+        return source()
+    except SettingsError as error:
+        raise OpenmaiError(f"{program}: {_explain_arguments(kind, str(error), program)}") from None
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """One line of usage instead of a list of all options, and no default where there is none to speak of."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34)
+
+    def add_usage(self, usage: str | None, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        positional = [action for action in actions if not action.option_strings]
+        names = [f"[{action.metavar}]" if action.nargs == "?" or not action.required else str(action.metavar) for action in positional]
+        super().add_usage(" ".join([self._prog, *names, "[--key=value ...] [--config FILE.yaml]"]), [], [], prefix)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return re.sub(r" \(default(: null|: |: \(\)|: \[\]|: \{\}| factory: .*)\)", "", action.help or "")
+
+
+def _explain_arguments(kind: type[Config], message: str, program: str) -> str:
+    """Turn argparse's message into what was found and the remedy."""
+    message = message.removeprefix("error parsing CLI: ")
+    unknown = re.match(r"unrecognized arguments: (\S+)", message)
+    if unknown is None:
+        return f"{message}; `{program} --help` lists every setting"
+    given = unknown[1].partition("=")[0]
+    close = difflib.get_close_matches(given, [f"--{name}" for name in _option_names(kind)], n=1)
+    hint = f"did you mean {close[0]}?" if close and given.startswith("-") else f"`{program} --help` lists every setting"
+    return f"unknown option {given}; {hint}"
+
+
+def _option_names(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """Names of all settings of `kind`, dotted where they are nested."""
+    names = []
+    for field, info in kind.model_fields.items():
+        name = f"{prefix}{info.alias or field}"
+        inner = info.annotation if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel) else None
+        names += [name] if inner is None else _option_names(inner, f"{name}.")
+    return names
 
 
 def _explain(kind: type[BaseModel], problem: Any) -> str:
