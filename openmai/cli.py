@@ -35,17 +35,20 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["OPENMAI_QUIET"] = "1"
         arguments = [argument for argument in arguments if argument != "--quiet"]
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
+        sys.stdout.flush()  # a reader that has gone shows here, not at exit
+        return status
     except OpenmaiError as error:
         return _fail(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno is None:
             raise
         return _fail(f"{error.filename or 'system'}: {error.strerror}; nothing half-written is used: mend it and run the same command again")
     except KeyboardInterrupt:
         return _fail("interrupted; run the same command again to go on", 130)
-    except BrokenPipeError:
-        return 0
 
 
 def _fail(message: str, status: int = 1) -> int:

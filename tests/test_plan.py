@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +95,19 @@ def test_errors_are_one_line_with_a_remedy(tmp_path: Path, capsys: pytest.Captur
     assert "tokens" in fail(capsys, "mai-1", "--tokens", "many")
     (tmp_path / "odd.yaml").write_text(yaml.safe_dump({**TINY, "num_heads": 5}))
     assert "width=32 is not divisible by num_heads=5" in fail(capsys, str(tmp_path / "odd.yaml"))
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    """As in `openmai plan mai-1 | head -1`: the pipe is closed before anything is written."""
+    for unbuffered in ("", "1"):
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        command = [sys.executable, "-m", "openmai", "plan", "mai-1"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode == 0
 
 
 def test_fewest_gpus_hold_the_state_and_one_fewer_does_not() -> None:

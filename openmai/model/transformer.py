@@ -13,7 +13,7 @@ from openmai.model.attention import Attention, Context, LatentAttention
 from openmai.model.cache import KVCache
 from openmai.model.config import ModelConfig
 from openmai.model.layers import FeedForward, make_norm, rope_table
-from openmai.model.moe import Experts, MoE, Router
+from openmai.model.moe import MoE, Router
 
 
 class Block(nn.Module):
@@ -134,5 +134,3 @@ class Transformer(nn.Module):
 def num_parameters(model: nn.Module) -> int:
     """Count distinct parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
