@@ -214,15 +214,13 @@ def choose_type(name: str, shape: tuple[int, ...], quantize: str) -> Type:
         quantize = "q8_0"
     wanted = Type[quantize.upper()]
     block, _ = ggml.GGML_QUANT_SIZES[wanted]
-    if shape[-1] % block:
-        say(f"{name}: rows of {shape[-1]} do not divide into blocks of {block}; written as f16")
-        return Type.F16
-    return wanted
+    return Type.F16 if shape[-1] % block else wanted
 
 
 def write_weights(writer: ggml.GGUFWriter, tensors: list[Planned], quantize: str) -> None:
     """Write header, keys and table, then each tensor as it is read and converted."""
     types = {tensor.name: choose_type(tensor.name, tensor.shape, quantize) for tensor in tensors}
+    _report_uneven([tensor for tensor in tensors if types[tensor.name].name.lower() not in (quantize, "f32", "q8_0")], quantize)
     for tensor in tensors:
         block, size = ggml.GGML_QUANT_SIZES[types[tensor.name]]
         count = int(np.prod(tensor.shape)) // block * size
@@ -235,3 +233,9 @@ def write_weights(writer: ggml.GGUFWriter, tensors: list[Planned], quantize: str
             writer.write_tensor_data(ggml.quantize(tensor.read().float().contiguous().numpy(), types[tensor.name]))
             progress.advance()
     writer.close()
+
+
+def _report_uneven(tensors: list[Planned], quantize: str) -> None:
+    if tensors:
+        first = f"{tensors[0].name} with rows of {tensors[0].shape[-1]}"
+        say(f"{len(tensors)} tensors become f16, since their rows do not divide into blocks of {quantize}: {first}, …")

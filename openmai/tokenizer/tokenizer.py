@@ -38,8 +38,9 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self.backend = backend
         self.backend.encode_special_tokens = True  # "<|im_end|>" typed by a user is text, not a control token
-        self.special = {token: backend.token_to_id(token) for token in SPECIAL_TOKENS}
-        missing = [token for token, number in self.special.items() if number is None]
+        numbers = {token: backend.token_to_id(token) for token in SPECIAL_TOKENS}
+        self.special = {token: number for token, number in numbers.items() if number is not None}
+        missing = [token for token in SPECIAL_TOKENS if token not in self.special]
         if missing:
             raise OpenmaiError(f"tokenizer: special tokens {', '.join(missing)} are missing; use a tokenizer made by `openmai tokenizer train`")
         self.end_of_text = self.special[END_OF_TEXT]
