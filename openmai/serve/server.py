@@ -1,0 +1,74 @@
+"""`openmai serve`: load the model, listen, answer until told to stop, then finish what has begun."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import signal
+import socket
+
+import torch
+import uvicorn
+
+from openmai.base.errors import OpenmaiError
+from openmai.base.progress import say
+from openmai.infer.engine import Engine
+from openmai.infer.load import load_assistant
+from openmai.serve.app import create_app
+from openmai.serve.config import ServeConfig
+
+DRAIN_SECONDS = 120  # after SIGTERM running answers get this long
+
+
+def serve(config: ServeConfig) -> None:
+    """Serve `config.path` until SIGTERM or Ctrl-C; running answers are finished first."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    with listen(config.host, config.port) as listener:
+        model, tokenizer, found = load_assistant(config.path)
+        name = config.name or found
+        api_key = config.api_key or os.environ.get("OPENMAI_API_KEY", "")
+        with Engine(model, tokenizer, config.rows, config.max_length) as engine:
+            app = create_app(engine, name, api_key)
+            settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: None)  # uvicorn raises the signal again after draining; it has done its work by then
+            _Announcing(settings, _greeting(listener, name, bool(api_key))).run(sockets=[listener])
+    say("stopped")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind before the model is loaded, so that a port in use is told at once."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except socket.gaierror:
+        raise OpenmaiError(f"host={host}: no such address; use 127.0.0.1, or 0.0.0.0 to let other machines in") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise OpenmaiError(f"port={port}: in use on {host}; choose another with --port, or --port 0 for any free one") from None
+        raise OpenmaiError(f"{host}:{port}: cannot be listened on ({error.strerror}); choose another --host or --port") from None
+
+
+class _Announcing(uvicorn.Server):
+    """Says that it is ready when it is."""
+
+    def __init__(self, config: uvicorn.Config, greeting: str) -> None:
+        super().__init__(config)
+        self.greeting = greeting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        say(self.greeting)
+
+
+def _greeting(listener: socket.socket, name: str, has_key: bool) -> str:
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    key = " -H 'Authorization: Bearer KEY'" if has_key else ""
+    body = shlex.quote(f'{{"model": "{name}", "messages": [{{"role": "user", "content": "What does zip() do?"}}]}}')
+    return (
+        f"serving {name}: chat page at http://{host}:{port}/, API at http://{host}:{port}/v1\n"
+        f"try:  curl http://{host}:{port}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {body}"
+    )
