@@ -148,8 +148,9 @@ def create(out: Path, *, kind: str, version: int, config: Config, inputs: Sequen
     plain = config.model_dump(mode="json")
     plain.pop("out", None)
     sources = [{"path": str(item.path if isinstance(item, Artifact) else item), "digest": _digest(item)} for item in inputs]
-    identity = {name: value for name, value in plain.items() if name not in config.not_in_key}
-    key = hash_value([kind, version, _without_paths(identity, {source["path"] for source in sources}), [s["digest"] for s in sources]])
+    key = hash_value(
+        [kind, version, _without_paths(_identity(config), {source["path"] for source in sources}), [s["digest"] for s in sources]]
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = os.open(out / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
@@ -169,6 +170,13 @@ def create(out: Path, *, kind: str, version: int, config: Config, inputs: Sequen
             raise AssertionError(f"{kind}: left without finish()")
     finally:
         os.close(lock)
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """Return the plain values of what decides about the output, in nested configurations too."""
+    plain = config.model_dump(mode="json", exclude={"out", *config.not_in_key})
+    nested = {name: _identity(value) for name in plain if isinstance(value := getattr(config, name), Config)}
+    return plain | nested
 
 
 def _digest(item: Artifact | Path) -> str:

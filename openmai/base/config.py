@@ -34,7 +34,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping from `path`."""
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise OpenmaiError(f"{path}: no such file") from None
     except yaml.YAMLError as error:
         raise OpenmaiError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None

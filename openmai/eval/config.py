@@ -31,5 +31,6 @@ class EvalConfig(Config):
     max_tokens: int = Field(96, gt=0)
     "length of samples"
     seed: int = 0
+    "seed of the untrained weights and of the samples"
     threads: int = Field(0, ge=0)
     "CPU threads; 0: as many as cores"
