@@ -1,6 +1,6 @@
 """pytest tests/test_cli.py
 
-The house from outside: help, one clear line for every kind of bad input, and work that survives being killed; recipes, overrides, artifacts.
+The house from outside: help, one clear line for every kind of bad input, work that survives being killed, recipes, artifacts.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def test_every_verb_explains_its_settings(stage: str, capsys: Capture) -> None:
         text = capsys.readouterr().out
         assert text.startswith(f"usage: openmai {stage}")
         kind = verb.load_config()
-        assert kind.__doc__ and kind.__doc__.splitlines()[0] in text
+        assert kind.__doc__
+        assert kind.__doc__.splitlines()[0] in text
         for field, info in kind.model_fields.items():
             if field != "overrides":
                 assert (info.alias or field) in text or field.upper() in text
@@ -121,7 +122,9 @@ def test_every_verb_explains_its_settings(stage: str, capsys: Capture) -> None:
 
 def test_stage_help_lists_verbs(capsys: Capture) -> None:
     assert main(["tokenizer"]) == main(["tokenizer", "--help"]) == 0
-    assert "\n  train " in (text := capsys.readouterr().out) and "\n  encode " in text
+    text = capsys.readouterr().out
+    assert "\n  train " in text
+    assert "\n  encode " in text
 
 
 def test_version(capsys: Capture) -> None:
@@ -268,8 +271,9 @@ def test_two_processes_on_one_folder(documents: Path, tokenizer: Path, tmp_path:
 _KILLED = """
 import importlib, os, signal, sys
 from openmai.cli import main
-place, count, left = sys.argv[1], sys.argv[2], [int(sys.argv[2])]
-module, *owners, name = place.replace(":", ".:").split(":")[0].rstrip("."), *place.split(":")[1].split(".")
+module, path = sys.argv[1].split(":")
+*owners, name = path.split(".")
+left = [int(sys.argv[2])]
 owner = importlib.import_module(module)
 for part in owners:
     owner = getattr(owner, part)
