@@ -1,8 +1,8 @@
 """`openmai data build`: sources in, clean documents out.
 
-First half (parts.py): each record is extracted, cleaned and scored by itself, in parallel. Second half (here): one pass in canonical order
-applies the thresholds and drops exact duplicates and repeated paragraphs, a second drops near-duplicates. The order of documents is the order of
-sources, files (by name) and records, so the output is the same for any number of workers.
+First half (parts.py): each record is extracted, cleaned and scored by itself, in parallel. Second half (here): one pass in canonical
+order applies the thresholds and drops exact duplicates and repeated paragraphs, a second drops near-duplicates. The order of documents
+is the order of sources, files (by name) and records, so the output is the same for any number of workers.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def drop_empty_headings(text: str) -> str:
     below = 7  # level of the heading below with nothing between; 0 for text, 7 for the end
     for line in reversed(text.split("\n")):
         heading = _HEADING.match(line)
-        if heading and 0 < below and (below == 7 or below <= len(heading[1])):
+        if heading and below > 0 and (below == 7 or below <= len(heading[1])):
             continue
         if line.strip():
             below = len(heading[1]) if heading else 0

@@ -11,11 +11,12 @@ from pydantic import Field, model_validator
 from openmai.base.config import Config
 
 # What a Python programmer looks up; what is not installed is left out. A name that stands twice takes two pages per turn.
-PACKAGES = (
-    "topics topics stdlib stdlib stdlib stdlib torch torch numpy numpy tokenizers pydantic rich yaml jinja2 safetensors httpx anyio fastapi "
-    "starlette uvicorn click requests matplotlib pyarrow PIL markdown_it pygments hypothesis pytest huggingface_hub transformers.trainer "
-    "networkx fsspec tqdm packaging dateutil regex zstandard gguf"
-).split()
+PACKAGES = [  # fmt: skip
+    "topics", "topics", "stdlib", "stdlib", "stdlib", "stdlib", "torch", "torch", "numpy", "numpy", "tokenizers", "pydantic",
+    "rich", "yaml", "jinja2", "safetensors", "httpx", "anyio", "fastapi", "starlette", "uvicorn", "click", "requests",
+    "matplotlib", "pyarrow", "PIL", "markdown_it", "pygments", "hypothesis", "pytest", "huggingface_hub", "transformers.trainer",
+    "networkx", "fsspec", "tqdm", "packaging", "dateutil", "regex", "zstandard", "gguf",
+]  # fmt: skip
 
 
 class SnapshotConfig(Config):
@@ -95,7 +96,9 @@ class Source(Config):
     def _has_one_origin(self) -> Source:
         origins = [name for name in ("path", "commoncrawl", "huggingface") if getattr(self, name) is not None]
         if len(origins) != 1:
-            raise ValueError(f"source '{self.name}': give exactly one of path, commoncrawl, huggingface; found {', '.join(origins) or 'none'}")
+            raise ValueError(
+                f"source '{self.name}': give exactly one of path, commoncrawl, huggingface; found {', '.join(origins) or 'none'}"
+            )
         return self
 
 
@@ -216,7 +219,7 @@ class BuildConfig(Config):
     """folder of the documents"""
     sources: list[Source] = Field(min_length=1)
     """where the texts come from, in order: of duplicates, a tie is won by the earlier"""
-    languages: list[str] = ["en"]
+    languages: list[str] = Field(default=["en"])
     """languages to keep; empty keeps all"""
     min_language_score: float = Field(default=0.5, ge=0, le=1)
     """least probability of the language"""

@@ -1,7 +1,7 @@
 """Duplicates: whole texts, paragraphs, and near-duplicates by MinHash with a check of the true similarity.
 
-Broder 1997, "On the resemblance and containment of documents"; bands and rows as in FineWeb (arXiv:2406.17557); the true Jaccard check keeps
-chains of candidates from joining texts that are not alike.
+Broder 1997, "On the resemblance and containment of documents"; bands and rows as in FineWeb (arXiv:2406.17557); the true Jaccard
+check keeps chains of candidates from joining texts that are not alike.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def clusters(size: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
     return [find(row) for row in range(size)]
 
 
-def near_duplicates(pairs: Iterable[tuple[int, int]], texts: Mapping[int, str], lengths: list[int], hasher: MinHash) -> dict[int, tuple[int, float]]:
+def near_duplicates(
+    pairs: Iterable[tuple[int, int]], texts: Mapping[int, str], lengths: list[int], hasher: MinHash
+) -> dict[int, tuple[int, float]]:
     """Return dropped row -> (row that stays, their similarity). Of each cluster of truly similar rows the longest stays, then the earliest.
 
     `texts` holds the rows that occur in `pairs`, `lengths` every row's length.
@@ -132,7 +134,7 @@ def near_duplicates(pairs: Iterable[tuple[int, int]], texts: Mapping[int, str], 
     members = defaultdict(list)
     for row, leader in enumerate(clusters(len(lengths), similar)):
         members[leader].append(row)
-    dropped = {}
+    dropped: dict[int, tuple[int, float]] = {}
     for group in members.values():
         best = min(group, key=lambda row: (-lengths[row], row))
         dropped |= {row: (best, jaccard(sets[row], sets[best])) for row in group if row != best}

@@ -1,8 +1,8 @@
 """HTML into plain text that keeps its structure: headings, lists, table rows, indentation of definitions, and code as it stands.
 
-Lexbor parses (resiliparse) and writes the tree out again as well-formed HTML; one scan over its tags then makes the text. That is several times
-faster than visiting nodes from Python, and linear in the size of the page whatever its depth. Boilerplate goes in two ways: elements whose role
-is not content, and blocks made of links (Kohlschütter et al. 2010, "Boilerplate detection using shallow text features").
+Lexbor parses (resiliparse) and writes the tree out again as well-formed HTML; one scan over its tags then makes the text. That is
+several times faster than visiting nodes from Python, and linear in the size of the page whatever its depth. Boilerplate goes in two ways:
+elements whose role is not content, and blocks made of links (Kohlschütter et al. 2010, "Boilerplate detection using shallow text features").
 """
 
 from __future__ import annotations
@@ -17,11 +17,50 @@ from resiliparse.parse.html import ElementNode, HTMLTree
 Hint = Callable[[str, str], int | None]
 _TAG = re.compile(r"<(?:!--.*?-->|(/?)([a-zA-Z][^\s/>]*)((?:[^>\"]|\"[^\"]*\")*)>)", re.S)
 _NAMES = re.compile(r"\b(?:class|id)=\"([^\"]*)\"")
-_VOID = set("br hr img input meta link source track wbr area base col embed param".split())
-_RAW = set("script style iframe xmp noembed noframes plaintext".split())
-_SKIP = set("script style noscript template svg math nav footer aside form iframe button select textarea object video audio canvas head dialog".split())
-_SPACED = set("p h1 h2 h3 h4 h5 h6 ul ol dl table pre blockquote figure hr section article".split())
-_BLOCKS = _SPACED | set("div li dt dd tr main header body address center fieldset details summary figcaption tbody thead caption".split())
+_VOID = {"br", "hr", "img", "input", "meta", "link", "source", "track", "wbr", "area", "base", "col", "embed", "param"}
+_RAW = {"script", "style", "iframe", "xmp", "noembed", "noframes", "plaintext"}
+_SKIP = {
+    "script",
+    "style",
+    "noscript",
+    "template",
+    "svg",
+    "math",
+    "nav",
+    "footer",
+    "aside",
+    "form",
+    "iframe",
+    "button",
+    "select",
+    "textarea",
+    "object",
+    "video",
+    "audio",
+    "canvas",
+    "head",
+    "dialog",
+}
+_SPACED = {"p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "pre", "blockquote", "figure", "hr", "section", "article"}
+_BLOCKS = _SPACED | {
+    "div",
+    "li",
+    "dt",
+    "dd",
+    "tr",
+    "main",
+    "header",
+    "body",
+    "address",
+    "center",
+    "fieldset",
+    "details",
+    "summary",
+    "figcaption",
+    "tbody",
+    "thead",
+    "caption",
+}
 _CELLS = {"td", "th"}
 _CONTAINERS = (_BLOCKS | _CELLS | {"a", "span"}) - {"main", "body", "article"}
 _HEADINGS = {f"h{level}" for level in range(1, 7)}
@@ -155,7 +194,7 @@ def _add_text(text: str, state: _State) -> None:
         text = _WHITE.sub(" ", text)
         if state.pieces and state.pieces[-1] == "\n":
             text = text.lstrip(" ")  # the line end of the source after a <br>; indentation is made of no-break spaces
-        if not text or text == " " and (not state.pieces or state.pieces[-1].endswith((" ", "\n"))):
+        if not text or (text == " " and (not state.pieces or state.pieces[-1].endswith((" ", "\n")))):
             return
     state.pieces.append(text)
     if state.in_link:

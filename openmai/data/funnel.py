@@ -61,7 +61,9 @@ class Funnel:
         for family, title in STEPS.items():
             rules = {rule: counts.total() for rule, counts in sorted(self.dropped.items()) if rule.split(".")[0] == family}
             out, size_out = documents - sum(rules.values()), size - self.lost_bytes[family]
-            steps.append({"step": family, "title": title, "in": documents, "out": out, "bytes_in": size, "bytes_out": size_out, "dropped": rules})
+            steps.append(
+                {"step": family, "title": title, "in": documents, "out": out, "bytes_in": size, "bytes_out": size_out, "dropped": rules}
+            )
             documents, size = out, size_out
         sources = {
             name: {

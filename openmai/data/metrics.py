@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-STOP_WORDS = frozenset("the be to of and that have with".split())
+STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 _BULLETS = ("-", "*", "•", "‣", "▪", "·", "–")
 _LINE_ENDS = (".", "!", "?", '"', "'", "”", "’", ")", ":", ";", ",")
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)]?(?:\s|$)")

@@ -95,7 +95,8 @@ def _file_parts(config: BuildConfig, number: int, file: Path, ledger: Ledger, po
             if records is None:
                 records = _Records(read(file, source), index * config.part_records)
             batches = list(pool.run(_batches(records.take(config.part_records), source)))
-            ledger.add(_finished(Part(key, number, file.name, sum(b.num_rows for b in batches), records.is_at_end), records, file, source), batches)
+            part = Part(key, number, file.name, sum(batch.num_rows for batch in batches), records.is_at_end)
+            ledger.add(_finished(part, records, file, source), batches)
         part = ledger.parts[key]
         if part.damage and records is None:
             say(f"data build: {file}: {part.damage}")
@@ -165,12 +166,12 @@ def _key(config: BuildConfig, source: Source, file: Path) -> str:
     """Return the identity of a file's parts: everything that their content depends on."""
     facts: dict[str, Any] = source.model_dump(include={"name", "license", "text_field", "on_error"})
     limit = source.huggingface.limit if source.huggingface else None
-    return hash_value([hash_file(file), file.name, facts, license_of(source), limit, config.part_records, config.limits.model_dump(), VERSION])
+    return hash_value(
+        [hash_file(file), file.name, facts, license_of(source), limit, config.part_records, config.limits.model_dump(), VERSION]
+    )
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the documents of a Parquet file, a bounded number in memory."""
     for batch in pq.ParquetFile(path).iter_batches(batch_size=200):
         yield from batch.to_pylist()
-
-

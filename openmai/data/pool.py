@@ -19,6 +19,7 @@ from openmai.data.steps import annotate, rejected_batch
 
 _NO_MEMORY = 77
 _READY = "ready"
+_CONTEXT = "spawn"  # a fork would copy the threads' locks of numpy and pyarrow
 
 
 @dataclass
@@ -127,7 +128,7 @@ def _cause(exit_code: int, limits: Limits) -> tuple[str, str]:
 
 
 def _start(limits: Limits) -> _Worker:
-    context = mp.get_context("spawn")
+    context: Any = mp.get_context(_CONTEXT)
     mine, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, limits), daemon=True)
     process.start()

@@ -44,7 +44,8 @@ class PydocServer:
         if self.process is None:
             self._start()
         try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://127.0.0.1:{self.port}/{path}", timeout=self.timeout) as page:
+            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with direct.open(f"http://127.0.0.1:{self.port}/{path}", timeout=self.timeout) as page:
                 return page.read()
         except TimeoutError:
             problem = f"no answer in {self.timeout:g} s"
@@ -74,7 +75,12 @@ class PydocServer:
         work.mkdir(exist_ok=True)
         with open(log, "wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _SERVE], stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=work, env=os.environ | _QUIET
+                [sys.executable, "-c", _SERVE],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=work,
+                env=os.environ | _QUIET,
             )
         until = time.monotonic() + _START_SECONDS
         while time.monotonic() < until and self.process.poll() is None:

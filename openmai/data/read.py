@@ -14,11 +14,12 @@ from openmai.data.document import Raw
 from openmai.data.read_commoncrawl import fetch_commoncrawl
 from openmai.data.read_files import Damaged, read_html, read_json, read_parquet, read_text
 from openmai.data.read_huggingface import fetch_huggingface
-from openmai.data.read_warc import read_warc
+from openmai.data.read_warc import read_arc, read_warc
 
 # By the end of the file name; the longest that fits counts.
 READERS: dict[str, Callable[[Path, Source], Iterator[Raw]]] = {
-    **dict.fromkeys((".warc", ".warc.gz", ".arc", ".arc.gz", ".wet", ".wet.gz"), read_warc),
+    **dict.fromkeys((".warc", ".warc.gz", ".wet", ".wet.gz"), read_warc),
+    **dict.fromkeys((".arc", ".arc.gz"), read_arc),
     **dict.fromkeys((".jsonl", ".jsonl.gz", ".jsonl.zst", ".json"), read_json),
     ".parquet": read_parquet,
     **dict.fromkeys((".txt", ".md"), read_text),

@@ -18,8 +18,8 @@ from openmai.base.errors import OpenmaiError
 from openmai.data.config import Source
 from openmai.data.document import Raw
 
-# Names under which other collections keep what a Raw record has.
-_KNOWN = {"url": "url", "date": "date", "license": "license"}
+# Keys that go into the document's own columns; everything else goes into its `meta`.
+_KNOWN = ("url", "date", "license")
 
 
 class Damaged(Exception):
@@ -74,10 +74,11 @@ def _row(row: Any, place: str, source: Source) -> Raw:
     if not isinstance(text, str):
         found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
         raise OpenmaiError(f"{place}: no text in '{source.text_field}' (source '{source.name}'), found {found}; set text_field")
-    known = {name: str(row[key]) for name, key in _KNOWN.items() if isinstance(row.get(key), str)}
-    rest = {key: value for key, value in row.items() if key not in (source.text_field, *_KNOWN.values())}
+    known = {name: row[name] if isinstance(row.get(name), str) else "" for name in _KNOWN}
+    rest = {key: value for key, value in row.items() if key not in (source.text_field, *_KNOWN)}
     meta = json.dumps(rest, ensure_ascii=False, sort_keys=True, default=str)
-    return Raw(content=text.encode("utf-8", errors="replace"), meta=meta, **{"url": place} | known)
+    content = text.encode("utf-8", errors="replace")
+    return Raw(content=content, url=known["url"] or place, date=known["date"], license=known["license"], meta=meta)
 
 
 def _lines(file: Path) -> Iterator[bytes]:

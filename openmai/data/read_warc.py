@@ -1,4 +1,4 @@
-"""Reader for web archives: WARC, ARC and the text-only WET, plain or gzip."""
+"""Readers for web archives: WARC, the text-only WET, and the older ARC; plain or gzip."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
+from warcio.archiveiterator import ArchiveIterator as WarcioIterator
+from warcio.exceptions import ArchiveLoadFailed
+from warcio.statusandheaders import StatusAndHeadersParserException
 
 from openmai.data.config import Source
 from openmai.data.document import Raw
@@ -24,7 +27,8 @@ def read_warc(file: Path, source: Source) -> Iterator[Raw]:
                 record.freeze()
                 expected = int(record.headers.get("Content-Length") or record.content_length)
                 if record.content_length < expected:
-                    raise Damaged(f"the record at {record.headers.get('WARC-Target-URI')} breaks off after {record.content_length} of {expected} bytes")
+                    place = record.headers.get("WARC-Target-URI")
+                    raise Damaged(f"the record at {place} breaks off after {record.content_length} of {expected} bytes")
                 yield _raw(record)
         except OSError as error:
             raise Damaged(f"not readable as a web archive ({error})") from None
@@ -32,23 +36,32 @@ def read_warc(file: Path, source: Source) -> Iterator[Raw]:
             raise Damaged(stream.problem)
 
 
+def read_arc(file: Path, source: Source) -> Iterator[Raw]:
+    """Yield the pages of an archive in ARC, WARC's predecessor."""
+    with open(file, "rb") as stream:
+        try:
+            for record in WarcioIterator(stream, arc2warc=True):
+                http, day = record.http_headers, record.rec_headers.get_header("WARC-Date", "")[:10]
+                if record.rec_type == "response" and http is not None:
+                    head, _, charset = http.get_header("Content-Type", "text/html").partition("charset=")
+                    status = int(http.get_statuscode()) if http.get_statuscode().isdigit() else 200
+                    url = record.rec_headers.get_header("WARC-Target-URI", "")
+                    yield Raw(record.content_stream().read(), url, _mime(head), charset.strip(' ";').lower(), status, day)
+        except (ArchiveLoadFailed, StatusAndHeadersParserException, ValueError, EOFError) as error:
+            raise Damaged(f"not readable as an ARC archive ({' '.join(str(error).split())})") from None
+
+
 def _raw(record: WarcRecord) -> Raw:
-    headers, day = record.headers, record.record_date
-    facts = {"url": headers.get("WARC-Target-URI", ""), "date": day.date().isoformat() if day else ""}
+    headers = record.headers
+    url, day = headers.get("WARC-Target-URI") or "", record.record_date.date().isoformat() if record.record_date else ""
     if record.record_type == WarcRecordType.conversion:
-        return Raw(content=record.reader.read(), mime="text/plain", charset="utf-8", **facts)
+        return Raw(record.reader.read(), url, date=day)
     if not record.is_http:
-        return Raw(content=record.reader.read(), mime=_mime(headers.get("Content-Type", "")), charset="", **facts)
+        return Raw(record.reader.read(), url, _mime(headers.get("Content-Type") or ""), charset="", date=day)
     record.parse_http(auto_decode="all")
-    http = record.http_headers
-    status = http.status_code if http is not None else None
-    return Raw(
-        content=record.reader.read(),
-        mime=_mime(record.http_content_type or "text/html"),
-        charset=record.http_charset or "",
-        status=status or 200,
-        **facts,
-    )
+    status = record.http_headers.status_code if record.http_headers is not None else None
+    mime = _mime(record.http_content_type or "text/html")
+    return Raw(record.reader.read(), url, mime, record.http_charset or "", status or 200, day)
 
 
 def _mime(content_type: str) -> str:
@@ -73,6 +86,13 @@ class _Inflated:
 
     def __exit__(self, *error: object) -> None:
         self.file.close()
+
+    def close(self) -> None:
+        """Do nothing: the context closes the file."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Refuse: a stream only goes on."""
+        raise OSError("the stream cannot be rewound")
 
     def tell(self) -> int:
         """Return the position in the decompressed data."""

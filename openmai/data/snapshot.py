@@ -16,8 +16,8 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 from uuid import NAMESPACE_URL, uuid5
@@ -67,7 +67,12 @@ def snapshot(config: SnapshotConfig) -> Artifact:
             crawl.run()
         write_json(work.path / "skipped.json", crawl.skipped)
         say(f"snapshot: {crawl.pages} pages, {crawl.bytes / 1e6:.1f} MB of HTML, {len(crawl.skipped)} pages skipped (skipped.json)")
-        metrics = {"pages": crawl.pages, "html_bytes": crawl.bytes, "skipped": len(crawl.skipped), "packages": dict(sorted(crawl.taken.items()))}
+        metrics = {
+            "pages": crawl.pages,
+            "html_bytes": crawl.bytes,
+            "skipped": len(crawl.skipped),
+            "packages": dict(sorted(crawl.taken.items())),
+        }
         return work.finish(metrics)
 
 
@@ -158,7 +163,9 @@ class _Crawl:
         record_id = {"WARC-Record-ID": f"<urn:uuid:{uuid5(NAMESPACE_URL, uri)}>"}
         if page.skipped:
             body = io.BytesIO(json.dumps({"skipped": page.skipped, "links": page.links}).encode())
-            record = self.writer.create_warc_record(uri, "metadata", body, warc_content_type="application/json", warc_headers_dict=record_id)
+            record = self.writer.create_warc_record(
+                uri, "metadata", body, warc_content_type="application/json", warc_headers_dict=record_id
+            )
         else:
             headers = [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(page.html)))]
             http = StatusAndHeaders("200 OK", headers, protocol="HTTP/1.0")
@@ -167,7 +174,11 @@ class _Crawl:
         self.file.flush()
 
     def _write_info(self) -> None:
-        facts = {"software": f"openmai {__version__}", "format": "WARC File Format 1.0", "description": f"pydoc pages of Python {sys.version.split()[0]}"}
+        facts = {
+            "software": f"openmai {__version__}",
+            "format": "WARC File Format 1.0",
+            "description": f"pydoc pages of Python {sys.version.split()[0]}",
+        }
         self.writer.write_record(self.writer.create_warcinfo_record(ARCHIVE, facts))
         self.file.flush()
 

@@ -1,0 +1,185 @@
+"""pytest tests/test_data_build.py: the verbs `data build` and `data snapshot` as a whole: equal output, kills, hostile pages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from test_data_read import write_warc
+from test_data_text import PROSE
+
+from openmai.base.config import validate
+from openmai.base.errors import OpenmaiError
+from openmai.data.build import build
+from openmai.data.config import BuildConfig, Limits, SnapshotConfig
+from openmai.data.document import REJECTED_SCHEMA, SCHEMA, Raw, raw_batch
+from openmai.data.pool import Pool
+from openmai.data.snapshot import snapshot
+
+TOWNS = ("Ashford", "Brimley", "Corwen", "Dunmore", "Elstow", "Fenwick", "Garth", "Hale")
+
+
+def write_sources(folder: Path) -> list[dict[str, Any]]:
+    folder.mkdir(exist_ok=True)
+    pages = {
+        f"http://x/{n}": f"<h1>{town}</h1><p>{' '.join(f'{w}{n}' if i % 7 == 3 else w for i, w in enumerate(PROSE.split()))}</p>".encode()
+        for n, town in enumerate(TOWNS)
+    }
+    pages |= {
+        "http://x/same": pages["http://x/0"],
+        "http://x/near": pages["http://x/1"].replace(b"museum", b"shop"),
+        "http://x/thin": b"<p>There is very little to be read on this page.</p>",
+    }
+    pages["http://x/deep"] = b"<div>" * 5000
+    write_warc(folder / "web.warc.gz", pages)
+    lines = [{"text": f"Lesson {n}. The {town} lesson has few words."} for n, town in enumerate(TOWNS)]
+    (folder / "lessons.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return [
+        {"name": "web", "path": str(folder / "web.warc.gz"), "license": "CC0"},
+        {"name": "teacher", "path": str(folder / "lessons.jsonl"), "trusted": True},
+    ]
+
+
+def make(out: Path, sources: list[dict[str, Any]], **facts: Any) -> BuildConfig:
+    return validate(BuildConfig, {"out": out, "sources": sources, "part_records": 5, "workers": 1, **facts}, "test")
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for p in sorted(out.rglob("*"))
+        if p.suffix in (".parquet", ".json") and p.name != "manifest.json"
+    }
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
+    folder = tmp_path_factory.mktemp("build")
+    sources = write_sources(folder / "in")
+    build(make(folder / "out", sources))
+    return sources, folder / "out"
+
+
+def test_documents_and_rejected(built: tuple[list[dict[str, Any]], Path]) -> None:
+    documents, rejected = (pq.read_table(built[1] / name) for name in ("documents", "rejected"))
+    assert documents.schema == SCHEMA and rejected.schema == REJECTED_SCHEMA
+    rows = documents.to_pylist()
+    assert [row["source"] for row in rows] == ["web"] * 8 + ["teacher"] * 8 and len({row["id"] for row in rows}) == 16
+    assert rows[0]["text"].startswith("# Ashford\n\nThe river") and rows[0]["license"] == "CC0" and rows[0]["date"] == "2024-03-01"
+    why = {row["url"].split("/")[-1]: row["rule"] for row in rejected.to_pylist()}
+    assert why == {"deep": "extract.depth", "thin": "gopher.words", "same": "exact.duplicate", "near": "near.duplicate"}
+    assert all(row["reason"] for row in rejected.to_pylist())
+
+
+def test_funnel_adds_up(built: tuple[list[dict[str, Any]], Path]) -> None:
+    funnel = json.loads((built[1] / "funnel.json").read_text())
+    steps = funnel["steps"]
+    assert steps[0]["in"] == 20 and steps[-1]["out"] == 16
+    assert all(a["out"] == b["in"] and a["bytes_out"] == b["bytes_in"] for a, b in zip(steps, steps[1:], strict=False))
+    size = sum(len(text.encode()) for text in pq.read_table(built[1] / "documents")["text"].to_pylist())
+    assert steps[-1]["bytes_out"] == size == sum(source["bytes_out"] for source in funnel["sources"].values())
+
+
+def test_same_bytes_for_any_number_of_workers_and_again_at_once(built: tuple[list[dict[str, Any]], Path], tmp_path: Path) -> None:
+    sources, out = built
+    build(make(tmp_path / "three", sources, workers=3))
+    assert contents(tmp_path / "three") == contents(out)
+    before = (out / "manifest.json").stat().st_mtime_ns
+    build(make(out, sources, workers=2))
+    assert (out / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_killed_build_goes_on(built: tuple[list[dict[str, Any]], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources, whole = built
+    code = (
+        "import os, sys, json; from pathlib import Path; from openmai.data import parts; from openmai.data.build import build\n"
+        "from openmai.data.config import BuildConfig\n"
+        "add = parts.Ledger.add\n"
+        "def add_then_die(self, part, batches):\n"
+        "    add(self, part, batches)\n"
+        "    if len(self.parts) == 2: os.kill(os.getpid(), 9)\n"
+        "parts.Ledger.add = add_then_die\n"
+        "if __name__ == '__main__': build(BuildConfig.model_validate(json.loads(sys.argv[1])))\n"
+    )
+    script = tmp_path / "die.py"
+    script.write_text(code)
+    config = make(tmp_path / "out", sources)
+    died = subprocess.run([sys.executable, str(script), config.model_dump_json()], capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    done = []
+    from openmai.data import parts
+
+    add = parts.Ledger.add
+    monkeypatch.setattr(parts.Ledger, "add", lambda self, part, batches: (done.append(part), add(self, part, batches))[1])
+    build(config)
+    assert len(done) == 3, "five parts in all, two of them finished before the kill"
+    assert contents(tmp_path / "out") == contents(whole)
+    assert not (tmp_path / "out" / "work").exists()
+
+
+def test_truncated_archive_fails_with_remedy_or_keeps_the_good_part(tmp_path: Path) -> None:
+    sources = write_sources(tmp_path)[:1]
+    path = Path(sources[0]["path"])
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(OpenmaiError, match=r"web.warc.gz: .*break.* off.*12 good records.*on_error: skip"):
+        build(make(tmp_path / "out", sources))
+    build(make(tmp_path / "out", [sources[0] | {"on_error": "skip"}]))
+    funnel = json.loads((tmp_path / "out" / "funnel.json").read_text())
+    assert funnel["sources"]["web"]["in"] == 12 and "12 good records" in funnel["damaged"][0]
+
+
+def annotate_or_misbehave(batch: Any, limits: Limits) -> Any:
+    """Stand in for `annotate` in a worker: some contents are deadly."""
+    for content in batch["content"].to_pylist():
+        if content == b"die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        while content == b"spin":
+            pass
+        if content == b"eat":
+            raise MemoryError
+    from openmai.data.steps import rejected_batch
+
+    return rejected_batch(batch, "", "")
+
+
+def test_deadly_pages_cost_only_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openmai.data.pool.annotate", annotate_or_misbehave)
+    monkeypatch.setattr("openmai.data.pool._CONTEXT", "fork")  # so that the workers see the stand-in
+    pages = [Raw(content=content, url=content.decode()) for content in (b"a", b"die", b"b", b"spin", b"eat", b"c")]
+    with Pool(2, Limits(seconds=0.3)) as pool:
+        batches = list(pool.run([raw_batch(pages, "s", ""), raw_batch(pages[:1], "s", "")]))
+    rows = [row for batch in batches for row in batch.to_pylist()]
+    assert [row["url"] for row in rows] == ["a", "die", "b", "spin", "eat", "c", "a"]
+    assert [row["rule"] for row in rows] == ["", "extract.crash", "", "extract.deadline", "extract.memory", "", ""]
+
+
+def test_snapshot_takes_pages_in_turn_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+    config = SnapshotConfig(out=tmp_path / "snap", packages=["json", "wsgiref", "no_such_package"], max_pages=5, servers=1)
+    command = [sys.executable, "-m", "openmai", "data", "snapshot", f"--out={config.out}", "--servers=1", "--max_pages=5"]
+    process = subprocess.Popen([*command, '--packages=["json","wsgiref","no_such_package"]', "--quiet"])
+    archive = config.out / "pages.warc.gz"
+    for _ in range(600):
+        if process.poll() is not None or (archive.exists() and archive.stat().st_size > 2000):
+            break
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    begun = archive.read_bytes()
+    if not (config.out / "manifest.json").exists():
+        archive.write_bytes(begun + begun[:100])  # as if the kill had cut the last record
+    artifact = snapshot(config)
+    assert archive.read_bytes().startswith(begun)
+    assert artifact.metrics["pages"] == 5 and artifact.metrics["packages"] == {"json": 3, "wsgiref": 2}
+    documents = build(make(tmp_path / "out", [{"name": "docs", "path": str(config.out)}]))
+    rows = pq.read_table(documents.path / "documents").to_pylist()
+    assert [row["url"].removeprefix("http://127.0.0.1/") for row in rows][:1] == ["json.html"]
+    assert "dumps(obj, *, skipkeys=False" in rows[0]["text"] and "Module Index" not in rows[0]["text"]
+    assert snapshot(config).digest == artifact.digest

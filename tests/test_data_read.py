@@ -1,0 +1,185 @@
+"""pytest tests/test_data_read.py: every kind of source, whole and damaged."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+from openmai.base.config import validate
+from openmai.base.errors import OpenmaiError
+from openmai.data.config import BuildConfig, CommonCrawl, HuggingFace, Source
+from openmai.data.read import Damaged, files_of, read
+from openmai.data.read_commoncrawl import fetch_commoncrawl
+from openmai.data.read_huggingface import fetch_huggingface
+
+TEXTS = [f"Text number {number}: naïve café." for number in range(5)]
+
+
+def write_warc(path: Path, pages: dict[str, bytes], content_type: str = "text/html", kind: str = "response") -> list[tuple[int, int]]:
+    """Write `pages` (url -> body) and return (offset, length) of each record."""
+    places = []
+    with open(path, "wb") as file:
+        writer = WARCWriter(file, gzip=path.suffix == ".gz")
+        for url, body in pages.items():
+            start = file.tell()
+            http = StatusAndHeaders("200 OK", [("Content-Type", content_type)], protocol="HTTP/1.1") if kind == "response" else None
+            headers = {"WARC-Date": "2024-03-01T12:00:00Z"}
+            mime = "text/plain" if kind == "conversion" else "application/http; msgtype=response"
+            record = writer.create_warc_record(
+                url, kind, io.BytesIO(body), http_headers=http, warc_headers_dict=headers, warc_content_type=mime
+            )
+            writer.write_record(record)
+            places.append((start, file.tell() - start))
+    return places
+
+
+def records(path: Path, **facts: object) -> list[str]:
+    source = validate(Source, {"name": "s", "path": str(path), **facts}, "test")
+    return [record.content.decode(record.charset or "utf-8") for file in files_of(source, path.parent) for record in read(file, source)]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.json", "a.parquet"])
+def test_tables_of_text(tmp_path: Path, name: str) -> None:
+    path, lines = tmp_path / name, "".join(json.dumps({"body": text, "n": 1}) + "\n" for text in TEXTS).encode()
+    if name.endswith(".parquet"):
+        pq.write_table(pa.table({"body": TEXTS}), path)
+    elif name.endswith(".json"):
+        path.write_text(json.dumps([{"body": text} for text in TEXTS]))
+    else:
+        compress = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}.get(name.split(".")[-1], bytes)
+        path.write_bytes(compress(lines))
+    assert records(path, text_field="body") == TEXTS
+    with pytest.raises(OpenmaiError, match="no text in 'text'.*found body"):
+        records(path)
+
+
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz"])
+def test_warc(tmp_path: Path, name: str) -> None:
+    write_warc(tmp_path / name, {f"http://x/{number}": text.encode() for number, text in enumerate(TEXTS)})
+    assert records(tmp_path / name) == TEXTS
+    source = Source(name="s", path=str(tmp_path / name))
+    first = next(read(tmp_path / name, source))
+    assert (first.url, first.mime, first.status, first.date) == ("http://x/0", "text/html", 200, "2024-03-01")
+
+
+def test_wet_and_folder_and_glob(tmp_path: Path) -> None:
+    write_warc(tmp_path / "b.wet.gz", {"http://x/0": TEXTS[0].encode()}, kind="conversion")
+    (tmp_path / "c.txt").write_text(TEXTS[1])
+    (tmp_path / "a.md").write_text(TEXTS[2])
+    (tmp_path / "ignored.bin").write_bytes(b"\0")
+    assert records(tmp_path) == [TEXTS[2], TEXTS[0], TEXTS[1]]
+    assert records(tmp_path / "*.[tm]*") == [TEXTS[2], TEXTS[1]]
+
+
+def test_arc(tmp_path: Path) -> None:
+    body = b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\n\r\nhello"
+    info = b"1 0 openmai\nURL IP-address Archive-date Content-type Archive-length\n"
+    head = b"filedesc://a.arc 0.0.0.0 20200101000000 text/plain %d\n" % len(info) + info + b"\n"
+    (tmp_path / "a.arc").write_bytes(head + b"http://x/ 1.1.1.1 20200101000000 text/html %d\n" % len(body) + body + b"\n")
+    assert records(tmp_path / "a.arc") == ["hello"]
+
+
+@pytest.mark.parametrize("name", ["a.warc.gz", "a.warc", "a.jsonl.gz"])
+def test_truncated_file_keeps_the_good_prefix(tmp_path: Path, name: str) -> None:
+    path, pages = tmp_path / name, {f"http://x/{number}": f"{number}".encode() * 50_000 for number in range(4)}
+    if "warc" in name:
+        write_warc(path, pages)
+    else:
+        path.write_bytes(gzip.compress("".join(json.dumps({"text": str(n)}) + "\n" for n in range(40_000)).encode()))
+    path.write_bytes(path.read_bytes()[:-25])
+    source, good = Source(name="s", path=str(path)), []
+    with pytest.raises(Damaged):
+        for record in read(path, source):
+            good.append(record)
+    assert len(good) == 3 if "warc" in name else 30_000 < len(good) < 40_000
+
+
+def test_missing_unknown_and_contradictory_sources(tmp_path: Path) -> None:
+    with pytest.raises(OpenmaiError, match=r"nowhere.warc: no such file.*source 's'"):
+        records(tmp_path / "nowhere.warc")
+    (tmp_path / "a.bin").write_bytes(b"")
+    with pytest.raises(OpenmaiError, match="a.bin is of an unknown kind"):
+        records(tmp_path / "a.bin")
+    for origins in ({}, {"path": "x", "huggingface": {"name": "y"}}):
+        with pytest.raises(OpenmaiError, match="exactly one of path, commoncrawl, huggingface"):
+            validate(BuildConfig, {"out": "o", "sources": [{"name": "s", **origins}]}, "test")
+
+
+@pytest.fixture
+def server() -> Iterator[ThreadingHTTPServer]:
+    """An HTTP server on loopback: `server.pages` maps paths to bodies, `server.asked` lists (path, query, Range header)."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            parts = urlsplit(self.path)
+            self.server.asked.append((parts.path, parse_qs(parts.query), self.headers.get("Range", "")))  # type: ignore[attr-defined]
+            body = self.server.pages.get(parts.path)  # type: ignore[attr-defined]
+            if body is not None and "Range" in self.headers:
+                first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+                body = body[first : last + 1]
+            self.send_response(404 if body is None else 200)
+            self.end_headers()
+            self.wfile.write(body or b"")
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd.pages, httpd.asked, httpd.base = {}, [], f"http://127.0.0.1:{httpd.server_port}"  # type: ignore[attr-defined]
+    thread = threading.Thread(target=httpd.serve_forever, args=(0.05,))
+    thread.start()
+    yield httpd
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+def test_commoncrawl(tmp_path: Path, server: ThreadingHTTPServer) -> None:
+    places = write_warc(tmp_path / "all.warc.gz", {f"http://x/{n}": text.encode() for n, text in enumerate(TEXTS)})
+    server.pages["/crawl/all.warc.gz"] = (tmp_path / "all.warc.gz").read_bytes()
+    lines = [
+        json.dumps({"url": f"http://x/{n}", "filename": "crawl/all.warc.gz", "offset": str(places[n][0]), "length": str(places[n][1])})
+        for n in (3, 1)
+    ]
+    server.pages["/CC-TEST-index"] = "\n".join(lines).encode()
+    config = CommonCrawl(crawl="CC-TEST", url="x/*", index=server.base, files=server.base)
+    file = fetch_commoncrawl(config, tmp_path / "downloads")
+    source = Source(name="cc", commoncrawl=config)
+    assert [record.content.decode() for record in read(file, source)] == [TEXTS[3], TEXTS[1]]
+    assert server.asked[0][1]["url"] == ["x/*"] and server.asked[1][2] == f"bytes={places[3][0]}-{sum(places[3]) - 1}"
+    asked = len(server.asked)
+    assert fetch_commoncrawl(config, tmp_path / "downloads") == file and len(server.asked) == asked
+    server.pages["/CC-TEST-index"] = b""
+    with pytest.raises(OpenmaiError, match=r"no page for y/\*"):
+        fetch_commoncrawl(config.model_copy(update={"url": "y/*"}), tmp_path / "downloads")
+
+
+def test_huggingface(tmp_path: Path, server: ThreadingHTTPServer) -> None:
+    for number in range(2):
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"text": TEXTS[2 * number : 2 * number + 2]}), buffer)
+        server.pages[f"/f{number}"] = buffer.getvalue()
+    listing = {"default": {"train": [f"{server.base}/f0", f"{server.base}/f1"]}}
+    server.pages["/api/datasets/me/set/parquet"] = json.dumps(listing).encode()
+    config = HuggingFace(name="me/set", endpoint=server.base)
+    source = Source(name="hf", huggingface=config)
+    files = fetch_huggingface(config, tmp_path)
+    assert [record.content.decode() for file in files for record in read(file, source)] == TEXTS[:4]
+    for wrong, match in (({"split": "test"}, "no split 'test'; it has train"), ({"name": "me/other"}, "answers 404")):
+        with pytest.raises(OpenmaiError, match=match):
+            fetch_huggingface(config.model_copy(update=wrong), tmp_path)
+    with pytest.raises(OpenmaiError, match="cannot be reached.*local files"):
+        fetch_huggingface(config.model_copy(update={"endpoint": "http://127.0.0.1:9"}), tmp_path)
