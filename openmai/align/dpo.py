@@ -15,7 +15,7 @@ from openmai.model.checkpoint import KIND, load_model, save_model
 from openmai.model.loss import IGNORE, token_nats
 from openmai.model.transformer import Transformer
 from openmai.tokenizer.tokenizer import Tokenizer
-from openmai.train.loop import Step, train, use_threads
+from openmai.train.loop import Step, train, prepare_cpu
 
 Pair = tuple[Example, Example]
 
@@ -26,7 +26,7 @@ def dpo(config: DPOConfig) -> Artifact:
     with create(config.out, kind=KIND, version=1, config=config, inputs=[base, *config.data]) as work:
         if work.finished:
             return work.finished
-        use_threads(config.loop.threads)
+        prepare_cpu(config.loop.threads)
         tokenizer, model = Tokenizer.load(base.path / "tokenizer"), load_model(base, config.loop.device)
         training, validation = split(read_records(config.data, ["messages", "chosen", "rejected"]), config.validation)
         pairs, held_out = (encode_pairs(tokenizer, records, model.config.context) for records in (training, validation))

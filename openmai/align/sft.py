@@ -12,7 +12,7 @@ from openmai.model.checkpoint import KIND, load_model, save_model
 from openmai.model.loss import IGNORE, token_nats
 from openmai.model.transformer import Transformer
 from openmai.tokenizer.tokenizer import Tokenizer
-from openmai.train.loop import NextToken, Step, train, use_threads
+from openmai.train.loop import NextToken, Step, train, prepare_cpu
 
 
 def sft(config: SFTConfig) -> Artifact:
@@ -21,7 +21,7 @@ def sft(config: SFTConfig) -> Artifact:
     with create(config.out, kind=KIND, version=1, config=config, inputs=[base, *config.data]) as work:
         if work.finished:
             return work.finished
-        use_threads(config.loop.threads)
+        prepare_cpu(config.loop.threads)
         tokenizer, model = Tokenizer.load(base.path / "tokenizer"), load_model(base, config.loop.device)
         training, validation = split(read_records(config.data, ["messages"]), config.validation)
         examples = encode_all(tokenizer, [record["messages"] for record in training], model.config.context, "training data")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ class Checkpoints:
         """Write the state after `step` steps under a temporary name, then rename it."""
         final, temporary = self.folder / f"step-{step:08d}", self.folder / f"step-{step:08d}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        dcp.save(_state(model, optimizers), checkpoint_id=temporary, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.save(_state(model, optimizers), checkpoint_id=temporary, no_dist=True)
         write_json(temporary / _SUMS, {file.name: hash_file(file) for file in sorted(temporary.iterdir())})
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
@@ -44,7 +47,9 @@ class Checkpoints:
             problem = _damage(folder)
             if problem is None:
                 state = _state(model, optimizers)
-                dcp.load(state, checkpoint_id=folder, no_dist=True)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+                    dcp.load(state, checkpoint_id=folder, no_dist=True)
                 set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizers"])
                 return int(folder.name.removeprefix("step-"))
             say(f"{folder}: {problem}; falling back to the checkpoint before it")

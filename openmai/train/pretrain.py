@@ -16,7 +16,7 @@ from openmai.tokenizer.shards import Shard
 from openmai.tokenizer.tokenizer import Tokenizer
 from openmai.train.config import PretrainConfig
 from openmai.train.loader import Mixture, PretrainBatches
-from openmai.train.loop import NextToken, Step, train, use_threads
+from openmai.train.loop import NextToken, Step, train, prepare_cpu
 
 
 def pretrain(config: PretrainConfig) -> Artifact:
@@ -26,7 +26,7 @@ def pretrain(config: PretrainConfig) -> Artifact:
     with create(config.out, kind=KIND, version=1, config=config, inputs=[shards, vocabulary]) as work:
         if work.finished:
             return work.finished
-        use_threads(config.loop.threads)
+        prepare_cpu(config.loop.threads)
         tokenizer = Tokenizer.load(vocabulary.path)
         if tokenizer.fingerprint != shards.metrics["fingerprint"]:
             raise OpenmaiError(f"{config.shards}: encoded with another tokenizer than {config.tokenizer}; encode again")
