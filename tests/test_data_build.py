@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -70,10 +71,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]
 
 def test_documents_and_rejected(built: tuple[list[dict[str, Any]], Path]) -> None:
     documents, rejected = (pq.read_table(built[1] / name) for name in ("documents", "rejected"))
-    assert documents.schema == SCHEMA and rejected.schema == REJECTED_SCHEMA
+    assert documents.schema == SCHEMA
+    assert rejected.schema == REJECTED_SCHEMA
     rows = documents.to_pylist()
-    assert [row["source"] for row in rows] == ["web"] * 8 + ["teacher"] * 8 and len({row["id"] for row in rows}) == 16
-    assert rows[0]["text"].startswith("# Ashford\n\nThe river") and rows[0]["license"] == "CC0" and rows[0]["date"] == "2024-03-01"
+    assert [row["source"] for row in rows] == ["web"] * 8 + ["teacher"] * 8
+    assert len({row["id"] for row in rows}) == 16
+    assert rows[0]["text"].startswith("# Ashford\n\nThe river")
+    assert rows[0]["license"] == "CC0"
+    assert rows[0]["date"] == "2024-03-01"
     why = {row["url"].split("/")[-1]: row["rule"] for row in rejected.to_pylist()}
     assert why == {"deep": "extract.depth", "thin": "gopher.words", "same": "exact.duplicate", "near": "near.duplicate"}
     assert all(row["reason"] for row in rejected.to_pylist())
@@ -82,8 +87,9 @@ def test_documents_and_rejected(built: tuple[list[dict[str, Any]], Path]) -> Non
 def test_funnel_adds_up(built: tuple[list[dict[str, Any]], Path]) -> None:
     funnel = json.loads((built[1] / "funnel.json").read_text())
     steps = funnel["steps"]
-    assert steps[0]["in"] == 20 and steps[-1]["out"] == 16
-    assert all(a["out"] == b["in"] and a["bytes_out"] == b["bytes_in"] for a, b in zip(steps, steps[1:], strict=False))
+    assert steps[0]["in"] == 20
+    assert steps[-1]["out"] == 16
+    assert all(a["out"] == b["in"] and a["bytes_out"] == b["bytes_in"] for a, b in itertools.pairwise(steps))
     size = sum(len(text.encode()) for text in pq.read_table(built[1] / "documents")["text"].to_pylist())
     assert steps[-1]["bytes_out"] == size == sum(source["bytes_out"] for source in funnel["sources"].values())
 
@@ -133,7 +139,8 @@ def test_truncated_archive_fails_with_remedy_or_keeps_the_good_part(tmp_path: Pa
         build(make(tmp_path / "out", sources))
     build(make(tmp_path / "out", [sources[0] | {"on_error": "skip"}]))
     funnel = json.loads((tmp_path / "out" / "funnel.json").read_text())
-    assert funnel["sources"]["web"]["in"] == 12 and "12 good records" in funnel["damaged"][0]
+    assert funnel["sources"]["web"]["in"] == 12
+    assert "12 good records" in funnel["damaged"][0]
 
 
 def annotate_or_misbehave(batch: Any, limits: Limits) -> Any:
@@ -177,9 +184,11 @@ def test_snapshot_takes_pages_in_turn_and_goes_on_after_a_kill(tmp_path: Path) -
         archive.write_bytes(begun + begun[:100])  # as if the kill had cut the last record
     artifact = snapshot(config)
     assert archive.read_bytes().startswith(begun)
-    assert artifact.metrics["pages"] == 5 and artifact.metrics["packages"] == {"json": 3, "wsgiref": 2}
+    assert artifact.metrics["pages"] == 5
+    assert artifact.metrics["packages"] == {"json": 3, "wsgiref": 2}
     documents = build(make(tmp_path / "out", [{"name": "docs", "path": str(config.out)}]))
     rows = pq.read_table(documents.path / "documents").to_pylist()
     assert [row["url"].removeprefix("http://127.0.0.1/") for row in rows][:1] == ["json.html"]
-    assert "dumps(obj, *, skipkeys=False" in rows[0]["text"] and "Module Index" not in rows[0]["text"]
+    assert "dumps(obj, *, skipkeys=False" in rows[0]["text"]
+    assert "Module Index" not in rows[0]["text"]
     assert snapshot(config).digest == artifact.digest

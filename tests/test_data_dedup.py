@@ -46,7 +46,8 @@ def test_near_duplicates_against_brute_force() -> None:
     expected = {row for row, group in enumerate(groups) if row != min(r for r in range(len(texts)) if groups[r] == group)}
     assert abs(len(dropped) - len(expected)) <= 0.05 * len(expected)
     for row, (best, _) in dropped.items():
-        assert groups[row] == groups[best] and (lengths[best], -best) >= (lengths[row], -row)
+        assert groups[row] == groups[best]
+        assert (lengths[best], -best) >= (lengths[row], -row)
 
 
 def test_signature_agreement_estimates_jaccard() -> None:
@@ -62,7 +63,8 @@ def test_chains_below_the_threshold_are_not_joined() -> None:
     words = noise.choices(VOCABULARY, k=300)
     halves = [" ".join(words[:200]), " ".join(words[100:])]
     dropped = near_duplicates([(0, 1)], dict(enumerate(halves)), [len(half) for half in halves], MinHash(Dedup()))
-    assert true_jaccard(*halves) < 0.5 and dropped == {}
+    assert true_jaccard(*halves) < 0.5
+    assert dropped == {}
 
 
 def test_clusters() -> None:
@@ -73,7 +75,8 @@ def test_short_and_empty_texts_have_signatures() -> None:
     hasher = MinHash(Dedup())
     for text in ("", "one", "one two"):
         assert hasher.signature(hasher.shingles(text)).shape == (112,)
-    assert len(hasher.shingles("one two")) == 1 and len(hasher.shingles("")) == 0
+    assert len(hasher.shingles("one two")) == 1
+    assert len(hasher.shingles("")) == 0
 
 
 def test_text_hash_ignores_layout() -> None:
@@ -85,4 +88,5 @@ def test_paragraph_filter_keeps_the_first_copies() -> None:
     paragraphs = ParagraphFilter(copies=2, min_chars=40)
     texts = [paragraphs.apply(f"{short}\n\n{repeated}\n\nunique {number}" + "y" * 50) for number in range(4)]
     assert [repeated in text for text in texts] == [True, True, False, False]
-    assert all(short in text and "unique" in text for text in texts) and paragraphs.dropped == 2
+    assert all(short in text and "unique" in text for text in texts)
+    assert paragraphs.dropped == 2

@@ -62,7 +62,7 @@ def test_tables_of_text(tmp_path: Path, name: str) -> None:
         compress = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}.get(name.split(".")[-1], bytes)
         path.write_bytes(compress(lines))
     assert records(path, text_field="body") == TEXTS
-    with pytest.raises(OpenmaiError, match="no text in 'text'.*found body"):
+    with pytest.raises(OpenmaiError, match=r"no text in 'text'.*found body"):
         records(path)
 
 
@@ -102,16 +102,20 @@ def test_truncated_file_keeps_the_good_prefix(tmp_path: Path, name: str) -> None
     path.write_bytes(path.read_bytes()[:-25])
     source, good = Source(name="s", path=str(path)), []
     with pytest.raises(Damaged):
-        for record in read(path, source):
-            good.append(record)
+        collect(read(path, source), good)
     assert len(good) == 3 if "warc" in name else 30_000 < len(good) < 40_000
+
+
+def collect(items: Iterator, into: list) -> None:
+    for item in items:
+        into.append(item)
 
 
 def test_missing_unknown_and_contradictory_sources(tmp_path: Path) -> None:
     with pytest.raises(OpenmaiError, match=r"nowhere.warc: no such file.*source 's'"):
         records(tmp_path / "nowhere.warc")
     (tmp_path / "a.bin").write_bytes(b"")
-    with pytest.raises(OpenmaiError, match="a.bin is of an unknown kind"):
+    with pytest.raises(OpenmaiError, match=r"a.bin is of an unknown kind"):
         records(tmp_path / "a.bin")
     for origins in ({}, {"path": "x", "huggingface": {"name": "y"}}):
         with pytest.raises(OpenmaiError, match="exactly one of path, commoncrawl, huggingface"):
@@ -159,9 +163,11 @@ def test_commoncrawl(tmp_path: Path, server: ThreadingHTTPServer) -> None:
     file = fetch_commoncrawl(config, tmp_path / "downloads")
     source = Source(name="cc", commoncrawl=config)
     assert [record.content.decode() for record in read(file, source)] == [TEXTS[3], TEXTS[1]]
-    assert server.asked[0][1]["url"] == ["x/*"] and server.asked[1][2] == f"bytes={places[3][0]}-{sum(places[3]) - 1}"
+    assert server.asked[0][1]["url"] == ["x/*"]
+    assert server.asked[1][2] == f"bytes={places[3][0]}-{sum(places[3]) - 1}"
     asked = len(server.asked)
-    assert fetch_commoncrawl(config, tmp_path / "downloads") == file and len(server.asked) == asked
+    assert fetch_commoncrawl(config, tmp_path / "downloads") == file
+    assert len(server.asked) == asked
     server.pages["/CC-TEST-index"] = b""
     with pytest.raises(OpenmaiError, match=r"no page for y/\*"):
         fetch_commoncrawl(config.model_copy(update={"url": "y/*"}), tmp_path / "downloads")
@@ -181,5 +187,5 @@ def test_huggingface(tmp_path: Path, server: ThreadingHTTPServer) -> None:
     for wrong, match in (({"split": "test"}, "no split 'test'; it has train"), ({"name": "me/other"}, "answers 404")):
         with pytest.raises(OpenmaiError, match=match):
             fetch_huggingface(config.model_copy(update=wrong), tmp_path)
-    with pytest.raises(OpenmaiError, match="cannot be reached.*local files"):
+    with pytest.raises(OpenmaiError, match=r"cannot be reached.*local files"):
         fetch_huggingface(config.model_copy(update={"endpoint": "http://127.0.0.1:9"}), tmp_path)

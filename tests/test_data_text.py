@@ -73,13 +73,16 @@ def test_clean() -> None:
 
 def test_pydoc_page() -> None:
     page = """<title>Pydoc: module m</title><body><div style='float:left'>Python 3<br>Linux</div><div>
-    <table class="heading"><tr><td class="title">&nbsp;<br><strong class="title">m</strong></td><td class="extra"><a href=".">index</a></td></tr></table>
+    <table class="heading"><tr><td class="title">&nbsp;<br><strong class="title">m</strong></td>
+    <td class="extra"><a href=".">index</a></td></tr></table>
     <p><span class="code">About&nbsp;m:<br>\n&nbsp;&nbsp;&nbsp;&nbsp;code()</span></p>
-    <table class="section"><tr><td class="section-title"><strong>Modules</strong></td></tr><tr><td>&nbsp;</td><td><a href="re.html">re</a></td></tr></table>
+    <table class="section"><tr><td class="section-title"><strong>Modules</strong></td></tr>
+    <tr><td>&nbsp;</td><td><a href="re.html">re</a></td></tr></table>
     <table class="section"><tr><td class="section-title">class <strong>C</strong>(object)</td></tr><tr><td>&nbsp;</td><td>
     <dl><dt>Method resolution order:</dt><dd><a href="#C">C</a></dd></dl><hr>Methods defined here:<br>
     <dl><dt><strong>go</strong>(self, a=1) -&gt; int</dt><dd><span class="code">Go&nbsp;there.</span></dd></dl>
-    <hr>Data descriptors defined here:<br><dl><dt><strong>__dict__</strong></dt><dd>dictionary for instance variables</dd></dl></td></tr></table></div>"""
+    <hr>Data descriptors defined here:<br><dl><dt><strong>__dict__</strong></dt>
+    <dd>dictionary for instance variables</dd></dl></td></tr></table></div>"""
     text = extract(page, 100, pydoc_pages.hint)[1]
     assert drop_empty_headings(pydoc_pages.clean(text)) == (
         "# m\n\nAbout m:\n    code()\n\n## class C(object)\n\ngo(self, a=1) -> int\n    Go there."
@@ -138,7 +141,8 @@ def test_each_rule_fires_alone(rule: str) -> None:
     good = measure(PROSE)
     assert judge(good, Thresholds()) == ("", "")
     found, reason = judge(good | {metric: value}, Thresholds())
-    assert found == rule and reason
+    assert found == rule
+    assert reason
 
 
 def test_docs_profile_keeps_reference_pages() -> None:
@@ -162,5 +166,8 @@ def test_annotate_marks_and_never_removes() -> None:
     ]
     rows = annotate(raw_batch(pages, "s", "CC0"), Limits()).to_pylist()
     assert [row["rule"] for row in rows[:5]] == ["", "extract.mime", "extract.status", "extract.empty", "extract.size"]
-    assert rows[0]["text"] == PROSE and rows[0]["language"] == "en" and rows[0]["license"] == "CC0" and len(rows) == 6
+    assert rows[0]["text"] == PROSE
+    assert rows[0]["language"] == "en"
+    assert rows[0]["license"] == "CC0"
+    assert len(rows) == 6
     assert dict(rows[0]["scores"])["words"] == len(PROSE.split())

@@ -11,12 +11,14 @@ from pydantic import Field, model_validator
 from openmai.base.config import Config
 
 # What a Python programmer looks up; what is not installed is left out. A name that stands twice takes two pages per turn.
-PACKAGES = [  # fmt: skip
+# fmt: off
+PACKAGES = [
     "topics", "topics", "stdlib", "stdlib", "stdlib", "stdlib", "torch", "torch", "numpy", "numpy", "tokenizers", "pydantic",
     "rich", "yaml", "jinja2", "safetensors", "httpx", "anyio", "fastapi", "starlette", "uvicorn", "click", "requests",
     "matplotlib", "pyarrow", "PIL", "markdown_it", "pygments", "hypothesis", "pytest", "huggingface_hub", "transformers.trainer",
-    "networkx", "fsspec", "tqdm", "packaging", "dateutil", "regex", "zstandard", "gguf",
-]  # fmt: skip
+    "networkx", "fsspec", "tqdm", "packaging", "dateutil", "regex", "zstandard", "gguf"
+]
+# fmt: on
 
 
 class SnapshotConfig(Config):

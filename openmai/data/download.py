@@ -25,8 +25,6 @@ def download(url: str, headers: dict[str, str] | None = None) -> bytes:
                 raise OpenmaiError(f"{url}: the server answers {error.code} {error.reason}; check the name") from None
         except OSError as error:
             reason = getattr(error, "reason", error)
-            raise OpenmaiError(
-                f"{urlsplit(url).netloc}: cannot be reached ({reason}); go online, or give local files with `path`"
-            ) from None
+            raise OpenmaiError(f"{urlsplit(url).netloc}: cannot be reached ({reason}); go online, or name local files") from None
         time.sleep(wait)
     raise AssertionError("unreachable")

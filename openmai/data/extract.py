@@ -2,7 +2,8 @@
 
 Lexbor parses (resiliparse) and writes the tree out again as well-formed HTML; one scan over its tags then makes the text. That is
 several times faster than visiting nodes from Python, and linear in the size of the page whatever its depth. Boilerplate goes in two ways:
-elements whose role is not content, and blocks made of links (Kohlschütter et al. 2010, "Boilerplate detection using shallow text features").
+elements whose role is not content, and blocks made of links (Kohlschütter et al. 2010, "Boilerplate detection using shallow text
+features").
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The per-document half of `data build`: sources are cut into parts, each is annotated once and kept with a ledger until the build is finished."""
+"""The per-document half of `data build`: each part of a source is annotated once and kept until the build is finished."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _lines(file: Path) -> Iterator[bytes]:
         with open(file, "rb") as raw:
             stream: IO[bytes] = raw
             if name.endswith(".gz"):
-                stream = gzip.open(raw)  # type: ignore[assignment]
+                stream = gzip.GzipFile(fileobj=raw)  # type: ignore[assignment]
             elif name.endswith(".zst"):
                 stream = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
             yield from stream

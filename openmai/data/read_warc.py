@@ -72,7 +72,7 @@ class _Inflated:
     """A file as a stream of decompressed bytes that tells where gzip data break off, which the archive parser would pass over silently."""
 
     def __init__(self, file: Path) -> None:
-        self.file = open(file, "rb")
+        self.file = open(file, "rb")  # noqa: SIM115 (closed by __exit__)
         self.is_gzip = self.file.read(2) == b"\x1f\x8b"
         self.file.seek(0)
         self.member = zlib.decompressobj(wbits=31)

@@ -205,7 +205,8 @@ def _recover(archive: Path) -> dict[str, Page]:
     if not archive.exists():
         return known
     good = 0
-    for content, good in _members(archive):
+    for content, end in _members(archive):
+        good = end
         for record in ArchiveIterator(io.BytesIO(content)):
             path = record.rec_headers.get_header("WARC-Target-URI", "").removeprefix(SITE)
             if record.rec_type == "response":

@@ -1,7 +1,7 @@
 """The steps that look at one document at a time, as functions from record batch to record batch.
 
-`annotate` turns RAW_SCHEMA into REJECTED_SCHEMA: text, language and scores are filled in, and a page that cannot be used gets its `rule` and
-`reason`. Nothing is removed here, so a threshold can change without extracting anything anew. Steps know no engine and no files.
+`annotate` turns RAW_SCHEMA into REJECTED_SCHEMA: text, language and scores are filled in, and a page that cannot be used gets its `rule`
+and `reason`. Nothing is removed here, so a threshold can change without extracting anything anew. Steps know no engine and no files.
 """
 
 from __future__ import annotations
