@@ -247,6 +247,18 @@ def test_llamacpp_reads_and_renders_like_our_tokenizer(checkpoint, tokenizer, tm
     assert post(server, "/tokenize", {"content": "cat", "add_special": True})["tokens"] == ours.encode("cat")  # no BOS
 
 
+def test_an_interrupted_export_is_redone_whole(checkpoint, tmp_path, monkeypatch):
+    whole = hf(HFConfig(checkpoint=checkpoint("qwen2").path, out=tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        patch.setattr(hf_module, "save_file", lambda values, file, metadata: file.write_bytes(b"half"))
+        patch.setattr(hf_module, "say", lambda text: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            hf(HFConfig(checkpoint=checkpoint("qwen2").path, out=tmp_path / "cut"))
+    with pytest.raises(OpenmaiError, match="unfinished"):
+        Artifact.load(tmp_path / "cut")
+    assert hf(HFConfig(checkpoint=checkpoint("qwen2").path, out=tmp_path / "cut")).digest == whole.digest
+
+
 # largest error of a weight, as a share of the largest weight of its row: half a step, for bf16 and f16 half of the last bit
 BOUNDS = {"f16": 2**-11, "bf16": 2**-8, "q8_0": 0.6 / 127, "q4_0": 1.01 / 8}
 
