@@ -75,6 +75,16 @@ def test_warc(tmp_path: Path, name: str) -> None:
     assert (first.url, first.mime, first.status, first.date) == ("http://x/0", "text/html", 200, "2024-03-01")
 
 
+def test_body_without_the_encoding_that_its_headers_promise(tmp_path: Path) -> None:
+    body = b"<html>plain after all</html>"
+    for name, value in (("Transfer-Encoding", "chunked"), ("Content-Encoding", "gzip")):
+        http = StatusAndHeaders("200 OK", [("Content-Type", "text/html"), (name, value)], protocol="HTTP/1.1")
+        with open(tmp_path / "a.warc", "wb") as file:
+            writer = WARCWriter(file, gzip=False)
+            writer.write_record(writer.create_warc_record("http://x/", "response", io.BytesIO(body), http_headers=http))
+        assert records(tmp_path / "a.warc") == [body.decode()]
+
+
 def test_wet_and_folder_and_glob(tmp_path: Path) -> None:
     write_warc(tmp_path / "b.wet.gz", {"http://x/0": TEXTS[0].encode()}, kind="conversion")
     (tmp_path / "c.txt").write_text(TEXTS[1])

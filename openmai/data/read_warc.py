@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
+from email.parser import HeaderParser
 from pathlib import Path
 
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
@@ -58,10 +60,24 @@ def _raw(record: WarcRecord) -> Raw:
         return Raw(record.reader.read(), url, date=day)
     if not record.is_http:
         return Raw(record.reader.read(), url, _mime(headers.get("Content-Type") or ""), charset="", date=day)
-    record.parse_http(auto_decode="all")
+    block = record.reader.read()
+    record.reader.seek(0)
+    try:
+        record.parse_http(auto_decode="all")
+        content = record.reader.read()
+    except OSError:
+        return _undecoded(block, url, day)
     status = record.http_headers.status_code if record.http_headers is not None else None
-    mime = _mime(record.http_content_type or "text/html")
-    return Raw(record.reader.read(), url, mime, record.http_charset or "", status or 200, day)
+    return Raw(content, url, _mime(record.http_content_type or "text/html"), record.http_charset or "", status or 200, day)
+
+
+def _undecoded(block: bytes, url: str, day: str) -> Raw:
+    """Return an HTTP response with its body as it stands: many writers store it decoded and keep the headers that promise an encoding."""
+    head, _, body = block.partition(b"\r\n\r\n")
+    first, _, fields = head.decode("latin-1").partition("\r\n")
+    message = HeaderParser().parsestr(fields)
+    status = re.match(r"HTTP/\S+ +(\d{3})", first)
+    return Raw(body, url, message.get_content_type(), message.get_content_charset() or "", int(status[1]) if status else 200, day)
 
 
 def _mime(content_type: str) -> str:
