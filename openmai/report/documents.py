@@ -19,7 +19,7 @@ _MOST_READ = 100_000
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the funnel; shares are of everything that was read."""
+    """One step of the funnel; shares are of all documents read and of all text extracted. An idle one took nothing away."""
 
     title: str
     kept: int
@@ -27,6 +27,8 @@ class Stage:
     kept_share: float
     dropped_share: float
     bytes_out: str
+    bytes_share: float
+    is_idle: bool
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,23 @@ def describe(artifact: Artifact, parents: list[Artifact], examples: int) -> Docu
     kept = funnel["steps"][-1]["out"] if funnel["steps"] else 0
     sources = _sources(funnel["sources"], {source["name"]: source.get("license", "") for source in artifact.config.get("sources", [])})
     raw, left = text.size(funnel["raw_bytes"]), text.size(sum(row["bytes_out"] for row in funnel["sources"].values()))
-    rules = _rules(artifact, funnel["steps"], max(1, read), examples)
-    return Documents(artifact.path.name, read, kept, raw, left, _captured(parents), _stages(funnel, max(1, read)), sources, rules, funnel["damaged"])
+    stages, rules = _stages(funnel, max(1, read)), _rules(artifact, funnel["steps"], max(1, read), examples)
+    return Documents(artifact.path.name, read, kept, raw, left, _captured(parents), stages, sources, rules, funnel["damaged"])
 
 
 def _stages(funnel: dict[str, Any], read: int) -> list[Stage]:
+    whole = max(1, funnel["steps"][0]["bytes_in"]) if funnel["steps"] else 1
     return [
-        Stage(step["title"], step["out"], step["in"] - step["out"], step["out"] / read, (step["in"] - step["out"]) / read, text.size(step["bytes_out"]))
+        Stage(
+            title=step["title"],
+            kept=step["out"],
+            dropped=step["in"] - step["out"],
+            kept_share=step["out"] / read,
+            dropped_share=(step["in"] - step["out"]) / read,
+            bytes_out=text.size(step["bytes_out"]),
+            bytes_share=step["bytes_out"] / whole,
+            is_idle=(step["in"], step["bytes_in"]) == (step["out"], step["bytes_out"]),
+        )
         for step in funnel["steps"]
     ]
 
@@ -139,7 +151,8 @@ def _examples(artifact: Artifact, wanted: dict[str, int]) -> dict[str, list[Exam
     for row in _rejected(artifact) if missing else ():
         rule = row["rule"]
         if len(found.get(rule, ())) < wanted.get(rule, 0):
-            found[rule].append(Example(row["url"] or row["id"], row["reason"], text.excerpt(row["text"], _EXCERPT), text.size(len(row["text"].encode()))))
+            size = text.size(len(row["text"].encode()))
+            found[rule].append(Example(row["url"] or row["id"], row["reason"], text.excerpt(row["text"], _EXCERPT), size))
             missing -= 1
             if not missing:
                 break

@@ -40,11 +40,11 @@ class Score:
 
     @property
     def shown(self) -> str:
-        return _shown(self.accuracy, self.stderr)
+        return f"{100 * self.accuracy:.1f} ± {100 * self.stderr:.1f} %"
 
     def over_chance(self, chance: float) -> str:
         """Return the distance from chance in standard errors."""
-        return f"{(self.accuracy - chance) / self.stderr:+.1f}" if self.stderr else "–"
+        return f"{(self.accuracy - chance) / self.stderr:+.1f}".replace("-", "−") if self.stderr else "–"
 
 
 @dataclass(frozen=True)
@@ -108,12 +108,7 @@ def describe(run: Run) -> Evaluation | None:
 
 def headline(artifact: Artifact) -> dict[str, dict[str, Any]]:
     """Return the measured model's score of each set of questions."""
-    answers = read_json(artifact.path / "results.json")["models"]["trained"]["questions"]
-    return {name: row | {"shown": _shown(row["accuracy"], row["stderr"])} for name, row in answers.items()}
-
-
-def _shown(accuracy: float, stderr: float) -> str:
-    return f"{100 * accuracy:.1f} ± {100 * stderr:.1f} %"
+    return read_json(artifact.path / "results.json")["models"]["trained"]["questions"]
 
 
 def _label(run: Run, artifact: Artifact) -> str:
@@ -137,7 +132,8 @@ def _bpb_rows(models: list[Measured], sources: list[str]) -> list[BpbRow]:
     rows = [(model, model.row["bpb"]) for model in models if "all" in model.row["bpb"]]
     top = max((row["all"] for _, row in rows), default=1.0)
     return [
-        BpbRow(model.name, model.is_ours, row["all"], row["all"] / top, [text.figure(row.get(source)) for source in sources]) for model, row in rows
+        BpbRow(model.name, model.is_ours, row["all"], row["all"] / top, [text.figure(row.get(source)) for source in sources])
+        for model, row in rows
     ]
 
 
@@ -154,7 +150,8 @@ def _task(name: str, answers: list[tuple[Measured, dict[str, Any]]]) -> Task:
 
 def _subject_plot(name: str, answers: list[tuple[Measured, dict[str, Any]]], chance: float) -> Plot:
     shown = answers[-_MOST_MODELS:]
-    groups = [(_COLORS[len(shown) - 1 - place], model.name, _intervals(row)) for place, (model, row) in enumerate(shown)]
+    ours = [model for model, _ in reversed(shown) if model.is_ours]
+    groups = [(_COLORS[ours.index(model)] if model.is_ours else "muted", model.name, _intervals(row)) for model, row in shown]
     return intervals("By subject", groups, chance, "Lines are 95 % confidence intervals (1.96 standard errors).", f"subjects {name}")
 
 

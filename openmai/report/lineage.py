@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from openmai.base.artifact import Artifact
 from openmai.base.progress import duration
+from openmai.report import text
 from openmai.report.artifacts import Run, role
 from openmai.report.machine import Machine
 
 ROW = 52
 "height of a row in pixels, also in style.css"
-GUTTER = 92
+_MARGIN, _WIDEST = 12, 90
 _DIGITS = 8
 
 
@@ -23,15 +24,18 @@ class Node:
     kind: str
     digest: str
     inputs: list[tuple[str, str, bool]]
+    made: str
     y: int
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """All steps, and the SVG paths between them."""
+    """All steps, and the SVG paths between their dots, which stand `x` from the left."""
 
     nodes: list[Node]
     arcs: list[str]
+    x: int
+    width: int
     height: int
 
 
@@ -50,16 +54,21 @@ class Cost:
 def describe(run: Run) -> Lineage:
     """Lay out the graph."""
     places = {artifact.path: number for number, artifact in enumerate(run.artifacts)}
-    arcs = [_arc(places[parent.path], places[artifact.path]) for artifact in run.artifacts for parent in run.parents(artifact)]
-    return Lineage([_node(run, artifact, number) for number, artifact in enumerate(run.artifacts)], arcs, ROW * len(places))
+    edges = [(places[parent.path], places[artifact.path]) for artifact in run.artifacts for parent in run.parents(artifact)]
+    # A Bézier curve goes three quarters of the way to its control points.
+    x = _MARGIN + max((round(0.75 * _reach(start, end)) for start, end in edges), default=0)
+    nodes = [_node(run, artifact, number) for number, artifact in enumerate(run.artifacts)]
+    return Lineage(nodes, [_arc(x, start, end) for start, end in edges], x, x + _MARGIN, ROW * len(places))
 
 
 def _node(run: Run, artifact: Artifact, place: int) -> Node:
     names = {parent.digest: parent.path.name for parent in run.parents(artifact)}
     inputs = [
-        (names.get(source["digest"], _last_part(source["path"])), source["digest"][:_DIGITS], source["digest"] not in names) for source in artifact.inputs
+        (names.get(source["digest"], _last_part(source["path"])), source["digest"][:_DIGITS], source["digest"] not in names)
+        for source in artifact.inputs
     ]
-    return Node(artifact.path.name, kind_of(artifact), artifact.digest[:_DIGITS], inputs, ROW * place + ROW // 2)
+    made = f"{text.size(sum(facts['bytes'] for facts in artifact.files.values()))} · {artifact.created[:16].replace('T', ' ')}"
+    return Node(artifact.path.name, kind_of(artifact), artifact.digest[:_DIGITS], inputs, made, ROW * place + ROW // 2)
 
 
 def _last_part(path: str) -> str:
@@ -71,13 +80,15 @@ def kind_of(artifact: Artifact) -> str:
     return f"{artifact.kind}, {role(artifact)}" if artifact.kind == "checkpoint" else artifact.kind
 
 
-def _arc(start: int, end: int) -> str:
-    """Return a path from one row's dot to another's: straight to the next row, else swinging out to the left, farther for longer ways."""
-    x, top, bottom = GUTTER - 14, ROW * start + ROW // 2, ROW * end + ROW // 2
-    if end - start == 1:
-        return f"M{x} {top}V{bottom}"
-    reach = x - min(GUTTER - 18, 12 + 11 * (end - start))
-    return f"M{x} {top}C{reach} {top + ROW * 0.5:g} {reach} {bottom - ROW * 0.5:g} {x} {bottom}"
+def _reach(start: int, end: int) -> int:
+    """Return how far an arc swings out: not at all to the next row, farther for longer ways."""
+    return 0 if end - start == 1 else min(_WIDEST, 14 + 9 * (end - start))
+
+
+def _arc(x: int, start: int, end: int) -> str:
+    """Return the path from one row's dot to another's."""
+    top, bottom, side = ROW * start + ROW // 2, ROW * end + ROW // 2, x - _reach(start, end)
+    return f"M{x} {top}C{side} {top + ROW // 2} {side} {bottom - ROW // 2} {x} {bottom}"
 
 
 def costs(run: Run, machine: Machine, price_per_hour: float | None) -> list[Cost]:

@@ -8,22 +8,27 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 Points = Sequence[tuple[float, float]]
 
 # Colours that stand for the page's own: matplotlib wants hex, the page wants variables.
-_STAND_INS = {name: f"#0a0b{number:02x}" for number, name in enumerate(("ink", "muted", "line", "panel", "s1", "s2", "s3", "s4", "bad"), start=1)}
-_STYLE = {
+_NAMES = ("ink", "muted", "line", "panel", "s1", "s2", "s3", "s4", "bad")
+_STAND_INS = {name: f"#0a0b{number:02x}" for number, name in enumerate(_NAMES, start=1)}
+_STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
-    "font.size": 9,
+    "font.size": 9.5,
     "axes.edgecolor": _STAND_INS["line"],
     "axes.labelcolor": _STAND_INS["muted"],
     "text.color": _STAND_INS["muted"],
@@ -40,7 +45,8 @@ _STYLE = {
     "lines.linewidth": 1.7,
     "lines.solid_capstyle": "round",
 }
-_WIDTH, _HEIGHT = 4.7, 2.55
+_WIDTHS = {True: 4.9, False: 3.75}
+_HEIGHT = 2.35
 _MOST_POINTS, _SMOOTH_FROM = 400, 40
 
 
@@ -66,56 +72,84 @@ class Level:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture with its caption; `legend` holds (colour, label)."""
+    """A picture with its caption; `legend` holds (colour, label). Wide ones take half of a row, the others a third."""
 
     title: str
+    unit: str
     svg: Markup
+    wide: bool
     legend: list[tuple[str, str]] = field(default_factory=list)
     note: str = ""
 
 
-def curves(title: str, lines: Sequence[Line], levels: Sequence[Level] = (), *, form: str = "", note: str = "", key: str = "") -> Plot | None:
-    """Draw curves over steps; None if there is no point at all. `form` of the values: "" plain, "count" (12 k) or "share" (percent)."""
-    lines = [line for line in lines if line.points]
-    if not lines:
-        return None
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": key or title}):
-        figure, axes = _canvas(_HEIGHT)
-        for line in lines:
-            _draw(axes, line)
-        for level in levels:
-            _draw_level(axes, level)
-        axes.set_xlabel("step", loc="right")
+@dataclass(frozen=True)
+class Curves:
+    """What to draw over the steps; `form` of the values: "" plain, "count" (12 k) or "share" (percent). `floor` is in view at least."""
+
+    title: str
+    lines: Sequence[Line]
+    levels: Sequence[Level] = ()
+    unit: str = ""
+    form: str = ""
+    floor: float | None = None
+    note: str = ""
+
+    def draw(self, key: str, wide: bool) -> Plot:
+        """Draw; `key` makes the identifiers inside the picture unlike those of other pictures on the page."""
+        lines = [line for line in self.lines if line.points]
+        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"{key} {self.title}"}):
+            figure, axes = _canvas(_WIDTHS[wide], _HEIGHT)
+            for line in lines:
+                _draw(axes, line)
+            for level in self.levels:
+                _draw_level(axes, level)
+            self._scale(axes)
+            legend = [(line.color, line.label) for line in lines] if len(lines) > 1 else []
+            return Plot(self.title, self.unit, _svg(figure, self.title), wide, legend, self.note)
+
+    def _scale(self, axes: Axes) -> None:
+        axes.set_xlabel("step", loc="right", labelpad=1)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        if form == "count":
+        if self.form == "count":
             axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
-        elif form == "share":
+        elif self.form == "share":
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-        legend = [(line.color, line.label) for line in lines] if len(lines) > 1 else []
-        return Plot(title, _svg(figure, f"{title}: {', '.join(line.label for line in lines)}"), legend, note)
+        if self.floor is not None:
+            axes.set_ylim(bottom=self.floor)
 
 
-def heat_map(title: str, rows: Sequence[Sequence[float]], row_label: str, column_label: str, note: str, key: str) -> Plot:
-    """Draw a matrix as tiles, darker for larger values; a matrix too large for a page is sampled evenly."""
-    picked = [list(_spread(row, 64)) for row in _spread(rows, 24)]
-    top = max(max(row) for row in picked) or 1.0
-    height, width = len(picked), len(picked[0])
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": key}):
-        figure, axes = _canvas(max(1.3, min(3.6, 0.9 + 0.28 * height)))
-        for y, row in enumerate(picked):
-            for x, value in enumerate(row):
-                axes.add_patch(matplotlib.patches.Rectangle((x, y), 0.94, 0.9, facecolor=_STAND_INS["s1"], alpha=round(0.06 + 0.94 * value / top, 3)))
-                if width <= 16 and height <= 12:
-                    ink = _STAND_INS["panel" if value / top > 0.6 else "ink"]
-                    axes.text(x + 0.47, y + 0.47, f"{value:.2f}", ha="center", va="center", fontsize=7.5, color=ink)
-        axes.set(xlim=(0, width), ylim=(height, 0), xlabel=column_label, ylabel=row_label)
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
-        _number(axes.xaxis, width, len(rows[0]))
-        _number(axes.yaxis, height, len(rows))
-        return Plot(title, _svg(figure, title), note=note)
+@dataclass(frozen=True)
+class HeatMap:
+    """A matrix as tiles, darker for larger values; one too large for a page is sampled evenly."""
+
+    title: str
+    rows: Sequence[Sequence[float]]
+    row_label: str
+    column_label: str
+    note: str = ""
+
+    def draw(self, key: str, wide: bool) -> Plot:
+        """Draw; see Curves.draw."""
+        picked = [list(_spread(row, 64)) for row in _spread(self.rows, 24)]
+        height, width = len(picked), len(picked[0])
+        with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"{key} {self.title}"}):
+            figure, axes = _canvas(_WIDTHS[wide], max(_HEIGHT, 0.5 + 0.2 * height))
+            _draw_tiles(axes, picked, labelled=width <= 16 and height <= 10)
+            axes.set(xlim=(0, width), ylim=(height, 0), xlabel=self.column_label, ylabel=self.row_label)
+            axes.grid(False)
+            axes.spines[:].set_visible(False)
+            _number(axes.xaxis, width, len(self.rows[0]))
+            _number(axes.yaxis, height, len(self.rows))
+            return Plot(self.title, "", _svg(figure, self.title), wide, note=self.note)
+
+
+def draw_all(figures: Sequence[Curves | HeatMap], key: str) -> list[Plot]:
+    """Draw what has data, in rows that are full: the first two or four pictures are wide where the rest fills rows of three."""
+    drawable = [figure for figure in figures if isinstance(figure, HeatMap) or any(line.points for line in figure.lines)]
+    wide = {0: 0, 1: 4, 2: 2}[len(drawable) % 3]
+    return [figure.draw(key, place < wide) for place, figure in enumerate(drawable)]
 
 
 @dataclass(frozen=True)
@@ -132,7 +166,7 @@ def intervals(title: str, groups: Sequence[tuple[str, str, Sequence[Interval]]],
     labels = [interval.label for interval in groups[0][2]]
     step = 0.62 / max(1, len(groups))
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": key}):
-        figure, axes = _canvas(0.75 + 0.36 * len(labels))
+        figure, axes = _canvas(_WIDTHS[True], 0.75 + max(0.3, 0.14 * len(groups) + 0.1) * len(labels))
         axes.axvline(chance, color=_STAND_INS["muted"], linewidth=1.1, dashes=(4, 3))
         axes.text(chance, -0.72, f"chance {100 * chance:.0f} %", ha="center", va="bottom", fontsize=8)
         for number, (color, _, row) in enumerate(groups):
@@ -142,12 +176,12 @@ def intervals(title: str, groups: Sequence[tuple[str, str, Sequence[Interval]]],
                 axes.plot(ends, (place, place), color=_STAND_INS[color], linewidth=1.6, alpha=0.55)
             axes.plot([interval.value for interval in row], places, "o", color=_STAND_INS[color], markersize=5)
         axes.set(ylim=(len(labels) - 0.4, -0.7), yticks=range(len(labels)), xlim=_reach(groups, chance))
-        axes.set_yticklabels([textwrap.fill(label, 20) for label in labels], color=_STAND_INS["ink"])
+        axes.set_yticklabels([textwrap.fill(label, 24) for label in labels], color=_STAND_INS["ink"], fontsize=8.5)
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", visible=True)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        return Plot(title, _svg(figure, title), [(color, name) for color, name, _ in groups], note)
+        return Plot(title, "", _svg(figure, title), True, [(color, name) for color, name, _ in groups], note)
 
 
 def _reach(groups: Sequence[tuple[str, str, Sequence[Interval]]], chance: float) -> tuple[float, float]:
@@ -155,9 +189,8 @@ def _reach(groups: Sequence[tuple[str, str, Sequence[Interval]]], chance: float)
     return 0.0, min(1.0, math.ceil(top * 10 + 0.5) / 10)
 
 
-def _canvas(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03)
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03))
     axes = figure.add_subplot()
     axes.grid(axis="y")
     axes.set_axisbelow(True)
@@ -170,14 +203,24 @@ def _draw(axes: Axes, line: Line) -> None:
     if line.noisy and len(points) >= _SMOOTH_FROM:
         axes.plot(*zip(*points, strict=True), color=color, linewidth=0.9, alpha=0.28)
         points = smooth(points)
-    dots = {"marker": "o", "markersize": 3.6} if line.measured and len(points) <= 40 or len(points) == 1 else {}
-    axes.plot(*zip(*points, strict=True), color=color, **dots)
+    dotted = (line.measured and len(points) <= 40) or len(points) == 1
+    axes.plot(*zip(*points, strict=True), color=color, marker="o" if dotted else "", markersize=3.6)
 
 
 def _draw_level(axes: Axes, level: Level) -> None:
     axes.axhline(level.value, color=_STAND_INS[level.color], linewidth=1.1, dashes=(4, 3))
-    label = axes.annotate(level.label, (1, level.value), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points")
-    label.set(ha="right", va="bottom", fontsize=8, color=_STAND_INS[level.color])
+    label = axes.annotate(level.label, (1, level.value), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points")
+    label.set(ha="left", va="center", fontsize=8.5, color=_STAND_INS[level.color])
+
+
+def _draw_tiles(axes: Axes, rows: Sequence[Sequence[float]], labelled: bool) -> None:
+    top = max(max(row) for row in rows) or 1.0
+    for y, row in enumerate(rows):
+        for x, value in enumerate(row):
+            axes.add_patch(Rectangle((x, y), 0.95, 0.93, facecolor=_STAND_INS["s1"], alpha=round(0.06 + 0.94 * value / top, 3)))
+            if labelled:
+                ink = _STAND_INS["panel" if value / top > 0.55 else "ink"]
+                axes.text(x + 0.47, y + 0.47, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)
 
 
 def thin(points: Points, most: int = _MOST_POINTS) -> Points:
@@ -185,7 +228,7 @@ def thin(points: Points, most: int = _MOST_POINTS) -> Points:
     if len(points) <= most:
         return points
     edges = [round(number * len(points) / most) for number in range(most + 1)]
-    groups = [points[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    groups = [points[start:end] for start, end in pairwise(edges)]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -62,7 +63,6 @@ def render(run: Run, config: ReportConfig) -> str:
         trainings=[training.describe(run, checkpoint) for checkpoint in run.of("checkpoint")],
         evaluation=evaluation.describe(run),
         lineage=lineage.describe(run),
-        gutter=lineage.GUTTER,
         costs=lineage.costs(run, machine, config.price_per_hour),
         price_per_hour=config.price_per_hour,
         code=sorted({artifact.code for artifact in run.artifacts}),
@@ -75,13 +75,15 @@ def _cards(run: Run) -> list[Card]:
     if pretrained:
         cards += _model_cards(run, pretrained)
     if measured:
-        cards += [
-            Card(f"{name} questions", score["shown"], f"chance {text.percent(score['chance'], 0)}, {score['n']:,} questions")
-            for name, score in evaluation.headline(measured).items()
-        ]
+        cards += [_question_card(name, score) for name, score in evaluation.headline(measured).items()]
     total = sum(artifact.seconds for artifact in run.artifacts)
     longest = max(run.artifacts, key=lambda artifact: artifact.seconds)
-    return [*cards, Card("time", duration(total), f"{text.percent(longest.seconds / total if total else 0.0, 0)} of it {longest.path.name}")]
+    return [*cards, Card("time", duration(total), f"{longest.path.name} took {text.percent(longest.seconds / total if total else 0.0, 0)}")]
+
+
+def _question_card(name: str, score: dict[str, Any]) -> Card:
+    note = f"± {100 * score['stderr']:.1f} · chance {text.percent(score['chance'], 0)} · {score['n']:,} questions"
+    return Card(f"{name} questions", text.percent(score["accuracy"]), note)
 
 
 def _document_cards(run: Run) -> list[Card]:
@@ -89,13 +91,14 @@ def _document_cards(run: Run) -> list[Card]:
     if not found:
         return []
     kept, rejected = (sum(metrics[name] for metrics in found) for name in ("documents", "rejected"))
-    return [Card("documents kept", text.count(kept), f"of {kept + rejected:,} read, {text.size(sum(metrics['bytes'] for metrics in found))} of text")]
+    size = text.size(sum(metrics["bytes"] for metrics in found))
+    return [Card("documents kept", text.count(kept), f"of {kept + rejected:,} read, {size} of text")]
 
 
 def _model_cards(run: Run, checkpoint: Artifact) -> list[Card]:
     metrics = checkpoint.metrics
     stored = sum(tokenizer.train_tokens(shards) for shards in run.parents(checkpoint) if shards.kind == "shards")
-    epochs = f"{metrics['tokens'] / stored:.2g} × the {text.count(stored)} of the data" if stored else ""
+    epochs = f"{metrics['tokens'] / stored:.2f} epochs of {text.count(stored)}" if stored else ""
     others = {"untrained": metrics.get("untrained_val_bpb"), **training.baselines(run, checkpoint)}
     compared = " · ".join(f"{name} {value:.2f}" for name, value in others.items() if value is not None)
     return [

@@ -57,7 +57,14 @@ def describe(run: Run, artifact: Artifact) -> TokenizerFacts:
 
 def _rows(shards: Artifact) -> list[SplitRow]:
     return [
-        SplitRow(split, source, part["documents"], text.count(part["tokens"]), text.size(part["bytes"]), part["bytes"] / max(1, part["tokens"]))
+        SplitRow(
+            split=split,
+            source=source,
+            documents=part["documents"],
+            tokens=text.count(part["tokens"]),
+            bytes=text.size(part["bytes"]),
+            bytes_per_token=part["bytes"] / max(1, part["tokens"]),
+        )
         for split, sources in shards.metrics["splits"].items()
         for source, part in sources.items()
     ]

@@ -13,9 +13,18 @@ from openmai.base.files import read_json
 from openmai.base.progress import duration
 from openmai.report import text
 from openmai.report.artifacts import Run, role
-from openmai.report.plots import Level, Line, Plot, curves, heat_map
+from openmai.report.plots import Curves, HeatMap, Level, Line, Plot, draw_all
 
 TITLES = {"pretrain": "Pretraining", "sft": "Supervised fine-tuning", "dpo": "Preference learning"}
+_METRICS = {
+    "val_bpb": "held-out bpb",
+    "untrained_val_bpb": "untrained bpb",
+    "val_loss": "held-out loss",
+    "val_loss_before": "before",
+    "val_accuracy": "held-out accuracy",
+    "val_margin": "held-out margin",
+    "val_pairs": "held-out pairs",
+}
 _SETTLED = 0.25
 "share of the steps, at the end, over which the load of experts is averaged"
 
@@ -26,6 +35,7 @@ class Training:
 
     step: str
     title: str
+    model: str
     facts: list[tuple[str, str]]
     plots: list[Plot]
 
@@ -35,26 +45,33 @@ def describe(run: Run, checkpoint: Artifact) -> Training:
     events = list(read_events(checkpoint.path / "events.jsonl"))
     trained = [event for event in events if event["kind"] == "train"]
     measured = [event for event in events if event["kind"] == "eval"]
-    kind, name = role(checkpoint), checkpoint.path.name
-    own = {"pretrain": _pretrain_plots, "sft": _sft_plots, "dpo": _dpo_plots}[kind]
-    drawn = [*own(run, checkpoint, trained, measured), *_common_plots(name, trained), *_expert_plots(name, trained)]
-    return Training(name, TITLES[kind], _facts(checkpoint, trained), [plot for plot in drawn if plot])
+    kind = role(checkpoint)
+    own = {"pretrain": _pretrain_figures, "sft": _sft_figures, "dpo": _dpo_figures}[kind]
+    figures = [*own(run, checkpoint, trained, measured), *_expert_figures(trained), *_common_figures(trained)]
+    name, model = checkpoint.path.name, describe_model(checkpoint)
+    return Training(name, TITLES[kind], model, _facts(checkpoint, trained), draw_all(figures, name))
 
 
 def _facts(checkpoint: Artifact, trained: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    facts = [("steps", f"{len(trained):,}"), ("tokens seen", text.count(sum(event["tokens"] for event in trained)))]
-    seconds = sum(event["seconds"] for event in trained)
-    if seconds:
-        facts.append(("speed", f"{text.count(sum(event['tokens'] for event in trained) / seconds)} tokens/s"))
-    optimizer = checkpoint.config.get("optimizer", {}).get("name")
-    facts += [("optimizer", optimizer)] if optimizer else []
-    facts += [(text.words(name), _metric(name, value)) for name, value in checkpoint.metrics.items() if name not in ("parameters", "tokens")]
-    return [("model", describe_model(checkpoint)), *facts, ("time", duration(checkpoint.seconds))]
+    tokens, seconds = (sum(event[name] for event in trained) for name in ("tokens", "seconds"))
+    metrics = [
+        (_METRICS.get(name, text.words(name)), _metric(name, value))
+        for name, value in checkpoint.metrics.items()
+        if name not in ("parameters", "tokens")
+    ]
+    return [
+        ("optimizer", checkpoint.config.get("optimizer", {}).get("name", "–")),
+        ("steps", f"{len(trained):,}"),
+        ("tokens seen", text.count(tokens)),
+        ("speed", f"{text.count(tokens / seconds)} tokens/s" if seconds else "–"),
+        ("time", duration(checkpoint.seconds)),
+        *metrics,
+    ]
 
 
 def _metric(name: str, value: Any) -> str:
     if isinstance(value, float):
-        return text.percent(value, 0) if name.endswith("accuracy") else text.figure(value)
+        return text.percent(value, 0) if name.endswith("accuracy") else text.figure(value) + " nats" * name.endswith("margin")
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -73,49 +90,52 @@ def points(events: Iterable[dict[str, Any]], name: str, scale: float = 1.0) -> l
     return [(event["step"], event[name] * scale) for event in events if name in event and math.isfinite(event[name])]
 
 
-def _pretrain_plots(run: Run, checkpoint: Artifact, trained: list[dict], measured: list[dict]) -> list[Plot | None]:
-    name = checkpoint.path.name
+def _training(trained: list[dict], name: str) -> Line:
+    return Line("training", points(trained, name), noisy=True)
+
+
+def _pretrain_figures(run: Run, checkpoint: Artifact, trained: list[dict], measured: list[dict]) -> list[Curves | HeatMap]:
     start = [(0.0, checkpoint.metrics["untrained_val_bpb"])] if "untrained_val_bpb" in checkpoint.metrics else []
     bpb = Line("validation", start + points(measured, "val_bpb"), "s2", measured=True)
     levels = [Level(label, value) for label, value in baselines(run, checkpoint).items()]
-    note = "Bits that the model needs per byte of text it has not seen; dashed: models that count words and pairs of words." if levels else ""
+    note = "Dashed: models that only know how often tokens and pairs of tokens occur." if levels else ""
     return [
-        curves("Training loss (nats per token)", [Line("training", points(trained, "loss"), noisy=True)], key=f"{name} loss"),
-        curves("Validation (bits per byte)", [bpb], levels, note=note, key=f"{name} bpb"),
+        Curves("Training loss", [_training(trained, "loss")], unit="nats per token"),
+        Curves("Held-out text", [bpb], levels, unit="bits per byte", note=note),
     ]
 
 
-def _sft_plots(run: Run, checkpoint: Artifact, trained: list[dict], measured: list[dict]) -> list[Plot | None]:
+def _sft_figures(run: Run, checkpoint: Artifact, trained: list[dict], measured: list[dict]) -> list[Curves | HeatMap]:
     before = checkpoint.metrics.get("val_loss_before")
     start = [(0.0, before)] if before is not None and math.isfinite(before) else []
-    lines = [Line("training", points(trained, "loss"), noisy=True), Line("held out", start + points(measured, "val_loss"), "s2", measured=True)]
-    return [curves("Loss on the assistant's words (nats per token)", lines, key=f"{checkpoint.path.name} loss")]
+    lines = [_training(trained, "loss"), Line("held out", start + points(measured, "val_loss"), "s2", measured=True)]
+    return [Curves("Loss on answers", lines, unit="nats per token")]
 
 
-def _dpo_plots(run: Run, checkpoint: Artifact, trained: list[dict], measured: list[dict]) -> list[Plot | None]:
-    name, beta = checkpoint.path.name, checkpoint.config.get("beta", 1.0)
+def _dpo_figures(run: Run, checkpoint: Artifact, trained: list[dict], measured: list[dict]) -> list[Curves | HeatMap]:
+    beta = checkpoint.config.get("beta", 1.0)
     undecided = [Level("undecided", math.log(2))] if checkpoint.config.get("loss", "sigmoid") == "sigmoid" else []
-    accuracy = [Line("training", points(trained, "accuracy"), noisy=True), Line("held out", points(measured, "val_accuracy"), "s2", measured=True)]
-    margin = [Line("training", points(trained, "margin"), noisy=True), Line("held out", points(measured, "val_margin", beta), "s2", measured=True)]
-    answers = [Line("chosen", points(trained, "chosen"), "s3", noisy=True), Line("rejected", points(trained, "rejected"), "bad", noisy=True)]
+    accuracy = [_training(trained, "accuracy"), Line("held out", points(measured, "val_accuracy"), "s2", measured=True)]
+    margin = [_training(trained, "margin"), Line("held out", points(measured, "val_margin", beta), "s2", measured=True)]
+    answers = [Line(name, points(trained, name), color, noisy=True) for name, color in (("chosen", "s3"), ("rejected", "bad"))]
     return [
-        curves("Preference loss", [Line("training", points(trained, "loss"), noisy=True)], undecided, key=f"{name} loss"),
-        curves("Pairs in which the chosen answer gained", accuracy, [Level("chance", 0.5)], form="share", key=f"{name} accuracy"),
-        curves("Reward margin", margin, note=f"Gain of the chosen over the rejected answer in nats, times β = {beta:g}.", key=f"{name} margin"),
-        curves("Log-probability of the answers (nats)", answers, key=f"{name} answers"),
+        Curves("Preference loss", [_training(trained, "loss")], undecided, unit="nats per pair"),
+        Curves("Chosen answer gained", accuracy, [Level("chance", 0.5)], unit="of pairs", form="share"),
+        Curves("Reward margin", margin, unit=f"nats × β = {beta:g}"),
+        Curves("Log-probability of answers", answers, unit="nats"),
     ]
 
 
-def _common_plots(name: str, trained: list[dict]) -> list[Plot | None]:
+def _common_figures(trained: list[dict]) -> list[Curves | HeatMap]:
     speed = [(event["step"], event["tokens"] / event["seconds"]) for event in trained if event.get("seconds")]
     return [
-        curves("Learning rate (share of its peak)", [Line("rate", points(trained, "lr"), "s3")], form="share", key=f"{name} lr"),
-        curves("Gradient norm", [Line("norm", points(trained, "grad_norm"), "s4", noisy=True)], key=f"{name} norm"),
-        curves("Tokens per second", [Line("tokens/s", speed, "s3", noisy=True)], form="count", key=f"{name} speed"),
+        Curves("Learning rate", [Line("rate", points(trained, "lr"), "s3")], unit="of its peak", form="share", floor=0.0),
+        Curves("Gradient norm", [Line("norm", points(trained, "grad_norm"), "s4", noisy=True)]),
+        Curves("Speed", [Line("speed", speed, "s3", noisy=True)], unit="tokens per second", form="count", floor=0.0),
     ]
 
 
-def _expert_plots(name: str, trained: list[dict]) -> list[Plot | None]:
+def _expert_figures(trained: list[dict]) -> list[Curves | HeatMap]:
     loads = [(event["step"], event["expert_load"]) for event in trained if event.get("expert_load")]
     if not loads:
         return []
@@ -124,11 +144,10 @@ def _expert_plots(name: str, trained: list[dict]) -> list[Plot | None]:
     mean = [[experts * sum(load[layer][expert] for load in settled) / len(settled) for expert in range(experts)] for layer in range(layers)]
     fullest = [(step, max(experts * max(layer) for layer in load)) for step, load in loads]
     idlest = [(step, min(experts * min(layer) for layer in load)) for step, load in loads]
-    note = f"Tokens an expert gets, over the last {len(settled)} steps; 1 is a fair share."
-    extremes = [Line("fullest expert", fullest, "bad", noisy=True), Line("idlest expert", idlest, "s1", noisy=True)]
+    extremes = [Line("fullest", fullest, "bad", noisy=True), Line("idlest", idlest, "s1", noisy=True)]
     return [
-        heat_map("Expert load", mean, "layer", "expert", note, f"{name} load"),
-        curves("Load of the fullest and the idlest expert", extremes, [Level("fair share", 1.0)], key=f"{name} extremes"),
+        HeatMap("Expert load", mean, "layer", "expert", f"Tokens per expert over the last {len(settled)} steps; 1 is a fair share."),
+        Curves("Fullest and idlest expert", extremes, [Level("fair", 1.0)], note="Of all layers, in fair shares."),
     ]
 
 

@@ -2,4 +2,4 @@
 
 from openmai.base.verb import Verb
 
-VERBS = {"": Verb("openmai.report.config:ReportConfig", "openmai.report.report:report", "one self-contained HTML page on everything in a run")}
+VERBS = {"": Verb("openmai.report.config:ReportConfig", "openmai.report.report:report", "one self-contained HTML page on a whole run")}
