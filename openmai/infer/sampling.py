@@ -20,14 +20,23 @@ class Logprob:
 
 
 def keep_probable(logits_V: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens that may be chosen, most probable first, and their probabilities, which add up to one."""
+    """Return the tokens that may be chosen and their probabilities, which add up to one."""
     scaled = logits_V.astype(np.float64) / sampling.temperature
-    order = _largest(scaled, sampling.top_k) if 0 < sampling.top_k < len(scaled) else np.argsort(-scaled, kind="stable")
-    weights = np.exp(scaled[order] - scaled[order[0]])
-    before = np.cumsum(weights) - weights
-    keep = (before < sampling.top_p * weights.sum()) & (weights >= sampling.min_p)
-    keep[0] = True
-    return order[keep], weights[keep] / weights[keep].sum()
+    weights = np.exp(scaled - scaled.max())
+    tokens = _largest(scaled, sampling.top_k) if 0 < sampling.top_k < len(scaled) else np.arange(len(scaled))
+    if sampling.top_p < 1:
+        tokens = _nucleus(tokens, weights, sampling.top_p)
+    tokens = tokens[weights[tokens] >= sampling.min_p]
+    return tokens, weights[tokens] / weights[tokens].sum()
+
+
+def _nucleus(tokens: np.ndarray, weights: np.ndarray, top_p: float) -> np.ndarray:
+    """Return the fewest of `tokens` that hold `top_p` of their weight, heaviest first."""
+    total = weights[tokens].sum()
+    tokens = tokens[weights[tokens] > (1 - top_p) * total / len(tokens)]  # the others together weigh too little: no need to sort them
+    tokens = tokens[np.argsort(-weights[tokens], kind="stable")]
+    before = np.cumsum(weights[tokens]) - weights[tokens]
+    return tokens[before < top_p * total]
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
