@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import threading
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,6 +25,7 @@ from openmai.data.config import BuildConfig, CommonCrawl, HuggingFace, Source
 from openmai.data.read import Damaged, files_of, read
 from openmai.data.read_commoncrawl import fetch_commoncrawl
 from openmai.data.read_huggingface import fetch_huggingface
+from openmai.data.read_warc import decode_body
 
 TEXTS = [f"Text number {number}: naïve café." for number in range(5)]
 
@@ -83,6 +85,20 @@ def test_body_without_the_encoding_that_its_headers_promise(tmp_path: Path) -> N
             writer = WARCWriter(file, gzip=False)
             writer.write_record(writer.create_warc_record("http://x/", "response", io.BytesIO(body), http_headers=http))
         assert records(tmp_path / "a.warc") == [body.decode()]
+
+
+def test_decode_body() -> None:
+    body = b"<html>" + b"text " * 1000
+    packed = {
+        "gzip": gzip.compress(body),
+        "deflate": zlib.compress(body),
+        "br": bytes.fromhex("1b8d13f8a541cae8f05421af55012659cc9e05803c00"),
+        "identity": body,
+    }
+    for encoding, data in packed.items():
+        chunked = b"".join(b"%x;note=1\r\n%s\r\n" % (len(part), part) for part in (data[:50], data[50:]) if part) + b"0\r\n\r\n"
+        assert decode_body(chunked, {"transfer-encoding": "Chunked", "content-encoding": encoding}) == body
+        assert decode_body(body, {"Transfer-Encoding": "chunked", "Content-Encoding": encoding}) == body
 
 
 def test_wet_and_folder_and_glob(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
+import io
 import zlib
-from collections.abc import Iterator
-from email.parser import HeaderParser
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from fastwarc.stream_io import BrotliReader
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 from warcio.archiveiterator import ArchiveIterator as WarcioIterator
 from warcio.exceptions import ArchiveLoadFailed
@@ -18,6 +18,7 @@ from openmai.data.document import Raw
 from openmai.data.read_files import Damaged
 
 _CHUNK = 1 << 16
+_MAX_BODY = 1 << 26
 _KINDS = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
 
 
@@ -60,24 +61,44 @@ def _raw(record: WarcRecord) -> Raw:
         return Raw(record.reader.read(), url, date=day)
     if not record.is_http:
         return Raw(record.reader.read(), url, _mime(headers.get("Content-Type") or ""), charset="", date=day)
-    block = record.reader.read()
-    record.reader.seek(0)
-    try:
-        record.parse_http(auto_decode="all")
-        content = record.reader.read()
-    except OSError:
-        return _undecoded(block, url, day)
-    status = record.http_headers.status_code if record.http_headers is not None else None
+    record.parse_http()
+    http = record.http_headers
+    status = http.status_code if http is not None else None
+    content = decode_body(record.reader.read(), dict(http.items()) if http is not None else {})
     return Raw(content, url, _mime(record.http_content_type or "text/html"), record.http_charset or "", status or 200, day)
 
 
-def _undecoded(block: bytes, url: str, day: str) -> Raw:
-    """Return an HTTP response with its body as it stands: many writers store it decoded and keep the headers that promise an encoding."""
-    head, _, body = block.partition(b"\r\n\r\n")
-    first, _, fields = head.decode("latin-1").partition("\r\n")
-    message = HeaderParser().parsestr(fields)
-    status = re.match(r"HTTP/\S+ +(\d{3})", first)
-    return Raw(body, url, message.get_content_type(), message.get_content_charset() or "", int(status[1]) if status else 200, day)
+def decode_body(body: bytes, headers: Mapping[str, str]) -> bytes:
+    """Return an HTTP body without its transfer and content encodings, at most 64 MB.
+
+    Many writers store the body decoded and keep the headers that promise an encoding: what does not decode stays as it stands.
+    """
+    named = {name.lower(): value.lower().strip() for name, value in headers.items()}
+    if "chunked" in named.get("transfer-encoding", ""):
+        body = _dechunk(body)
+    encoding = named.get("content-encoding", "")
+    try:
+        if encoding in ("gzip", "x-gzip", "deflate"):
+            return zlib.decompressobj(wbits=47).decompress(body, _MAX_BODY)
+        if encoding == "br":
+            return BrotliReader(io.BytesIO(body)).read(_MAX_BODY)
+    except (zlib.error, OSError):
+        pass
+    return body
+
+
+def _dechunk(body: bytes) -> bytes:
+    pieces, position = [], 0
+    while (end := body.find(b"\r\n", position)) >= 0:
+        try:
+            size = int(body[position:end].split(b";")[0], 16)
+        except ValueError:
+            break
+        if size <= 0:
+            break
+        pieces.append(body[end + 2 : end + 2 + size])
+        position = end + 4 + size
+    return b"".join(pieces) or body
 
 
 def _mime(content_type: str) -> str:
