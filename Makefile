@@ -4,6 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+CODE := openmai tests $(wildcard benchmarks)
 
 .PHONY: help quickstart install test check fix bench clean
 
@@ -24,13 +25,13 @@ test: $(VENV)/.installed-dev ## the tests; make test ARGS="-k cli" for some of t
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
 
 check: $(VENV)/.installed-dev ## format, lint, types
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 
 fix: $(VENV)/.installed-dev ## format, and mend what the linter can
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
 
 bench: $(VENV)/.installed-dev ## every benchmarks/*.py, one after the other
 	@set -e; found=; for file in benchmarks/*.py; do test -f "$$file" || continue; found=1; echo "== $$file"; $(BIN)/python "$$file"; done; \
