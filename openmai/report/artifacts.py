@@ -31,7 +31,7 @@ class Run:
         artifacts = [artifact for artifact in found if artifact.kind != KIND]
         if not artifacts:
             raise OpenmaiError(f"{folder}: no finished step in it; make one with `openmai run recipes/laptop.yaml`")
-        return cls(folder.resolve().name, _by_lineage(sorted(artifacts, key=lambda artifact: (artifact.created, artifact.path.name))))
+        return cls(folder.resolve().name, _by_lineage(artifacts))
 
     def of(self, kind: str) -> list[Artifact]:
         """Return the artifacts of one kind."""
@@ -59,19 +59,16 @@ def _parents(artifact: Artifact, among: list[Artifact]) -> list[Artifact]:
 
 
 def _by_lineage(artifacts: list[Artifact]) -> list[Artifact]:
-    """Sort parents before children, otherwise keep the order."""
-    done: list[Artifact] = []
+    """Sort by the longest way from a source, then by time, so that parents stand before children."""
+    depths: dict[Path, int] = {}
 
-    def visit(artifact: Artifact, path: tuple[Artifact, ...]) -> None:
-        if artifact in done or artifact in path:
-            return
-        for parent in _parents(artifact, artifacts):
-            visit(parent, (*path, artifact))
-        done.append(artifact)
+    def depth(artifact: Artifact, path: tuple[Path, ...] = ()) -> int:
+        if artifact.path not in depths:
+            parents = [parent for parent in _parents(artifact, artifacts) if parent.path not in path]
+            depths[artifact.path] = 1 + max((depth(parent, (*path, artifact.path)) for parent in parents), default=0)
+        return depths[artifact.path]
 
-    for artifact in artifacts:
-        visit(artifact, ())
-    return done
+    return sorted(artifacts, key=lambda artifact: (depth(artifact), artifact.created, artifact.path.name))
 
 
 def role(checkpoint: Artifact) -> str:

@@ -161,4 +161,4 @@ def _intervals(row: dict[str, Any]) -> list[Interval]:
 
 
 def _samples(found: dict[str, Any], kind: str) -> list[Sample]:
-    return [Sample(item["prompt"], text.excerpt(item["text"], _SAMPLE)) for item in found["samples"].get(kind, [])]
+    return [Sample(text.excerpt(item["prompt"], _SAMPLE), text.excerpt(item["text"], _SAMPLE)) for item in found["samples"].get(kind, [])]

@@ -165,10 +165,11 @@ def intervals(title: str, groups: Sequence[tuple[str, str, Sequence[Interval]]],
     """Draw shares with error bars, one row per label; `groups` are (colour, name, intervals over the same labels)."""
     labels = [interval.label for interval in groups[0][2]]
     step = 0.62 / max(1, len(groups))
+    height = 0.75 + max(0.34, 0.14 * len(groups) + 0.1) * len(labels)
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": key}):
-        figure, axes = _canvas(_WIDTHS[True], 0.75 + max(0.3, 0.14 * len(groups) + 0.1) * len(labels))
+        figure, axes = _canvas(_WIDTHS[False], height)
         axes.axvline(chance, color=_STAND_INS["muted"], linewidth=1.1, dashes=(4, 3))
-        axes.text(chance, -0.72, f"chance {100 * chance:.0f} %", ha="center", va="bottom", fontsize=8)
+        axes.text(chance, -0.75, f"chance {100 * chance:.0f} %", ha="center", va="bottom", fontsize=8)
         for number, (color, _, row) in enumerate(groups):
             places = [labels.index(interval.label) + (number - (len(groups) - 1) / 2) * step for interval in row]
             for place, interval in zip(places, row, strict=True):
@@ -176,12 +177,12 @@ def intervals(title: str, groups: Sequence[tuple[str, str, Sequence[Interval]]],
                 axes.plot(ends, (place, place), color=_STAND_INS[color], linewidth=1.6, alpha=0.55)
             axes.plot([interval.value for interval in row], places, "o", color=_STAND_INS[color], markersize=5)
         axes.set(ylim=(len(labels) - 0.4, -0.7), yticks=range(len(labels)), xlim=_reach(groups, chance))
-        axes.set_yticklabels([textwrap.fill(label, 24) for label in labels], color=_STAND_INS["ink"], fontsize=8.5)
+        axes.set_yticklabels([textwrap.fill(label, 18) for label in labels], color=_STAND_INS["ink"], fontsize=8.5)
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", visible=True)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        return Plot(title, "", _svg(figure, title), True, [(color, name) for color, name, _ in groups], note)
+        return Plot(title, "", _svg(figure, title), False, [(color, name) for color, name, _ in groups], note)
 
 
 def _reach(groups: Sequence[tuple[str, str, Sequence[Interval]]], chance: float) -> tuple[float, float]:
@@ -217,7 +218,8 @@ def _draw_tiles(axes: Axes, rows: Sequence[Sequence[float]], labelled: bool) -> 
     top = max(max(row) for row in rows) or 1.0
     for y, row in enumerate(rows):
         for x, value in enumerate(row):
-            axes.add_patch(Rectangle((x, y), 0.95, 0.93, facecolor=_STAND_INS["s1"], alpha=round(0.06 + 0.94 * value / top, 3)))
+            tile = axes.add_artist(Rectangle((x, y), 0.95, 0.93, facecolor=_STAND_INS["s1"], alpha=round(0.06 + 0.94 * value / top, 3)))
+            tile.set_in_layout(False)  # thousands of tiles would take the layout seconds
             if labelled:
                 ink = _STAND_INS["panel" if value / top > 0.55 else "ink"]
                 axes.text(x + 0.47, y + 0.47, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)

@@ -60,7 +60,7 @@ def render(run: Run, config: ReportConfig) -> str:
         cards=_cards(run),
         documents=[found for found in described if found],
         tokenizers=[tokenizer.describe(run, artifact) for artifact in run.of("tokenizer")],
-        trainings=[training.describe(run, checkpoint) for checkpoint in run.of("checkpoint")],
+        trainings=[training.describe(run, checkpoint) for checkpoint in run.of("checkpoint") if "events.jsonl" in checkpoint.files],
         evaluation=evaluation.describe(run),
         lineage=lineage.describe(run),
         costs=lineage.costs(run, machine, config.price_per_hour),

@@ -1,8 +1,11 @@
-"""Numbers and excerpts as people read them."""
+"""Numbers and excerpts as people read them; a number and its unit stay on one line."""
 
 from __future__ import annotations
 
 import math
+import re
+
+NBSP = "\N{NO-BREAK SPACE}"
 
 
 def count(number: float) -> str:
@@ -10,7 +13,7 @@ def count(number: float) -> str:
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size and abs(number) >= 10_000:
             scaled = number / size
-            return f"{scaled:.{2 if scaled < 10 else 1}f} {letter}"
+            return f"{scaled:.{2 if scaled < 10 else 1}f}{NBSP}{letter}"
     return f"{number:,.0f}"
 
 
@@ -18,13 +21,13 @@ def size(number: float) -> str:
     """Format a number of bytes: 12 B, 3.4 kB, 5.60 MB."""
     for unit, letter in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if number >= unit:
-            return f"{number / unit:.{2 if number < 10 * unit else 1}f} {letter}"
-    return f"{number:.0f} B"
+            return f"{number / unit:.{2 if number < 10 * unit else 1}f}{NBSP}{letter}"
+    return f"{number:.0f}{NBSP}B"
 
 
 def percent(share: float, digits: int = 1) -> str:
     """Format a share of one; not-a-number becomes a dash."""
-    return f"{100 * share:.{digits}f} %" if math.isfinite(share) else "–"
+    return f"{100 * share:.{digits}f}{NBSP}%" if math.isfinite(share) else "–"
 
 
 def figure(number: float | None, digits: int = 3) -> str:
@@ -33,8 +36,8 @@ def figure(number: float | None, digits: int = 3) -> str:
 
 
 def excerpt(text: str, limit: int) -> str:
-    """Return the beginning of `text`, cut at a space; control characters become visible."""
-    text = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text).strip()
+    """Return the beginning of `text`, cut at a space; control characters and lone surrogates become visible."""
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text[: 2 * limit]).strip()
     if len(text) <= limit:
         return text
     head = text[:limit]
