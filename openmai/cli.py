@@ -31,6 +31,9 @@ STAGES = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line; return the exit status. Errors that a user can mend are one line on standard error."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "passive"
+    )  # else threads spin for one that another program has displaced: 4x slower on a busy machine
     if "--quiet" in arguments:
         os.environ["OPENMAI_QUIET"] = "1"
         arguments = [argument for argument in arguments if argument != "--quiet"]
@@ -46,7 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno is None:
             raise
-        return _fail(f"{error.filename or 'system'}: {error.strerror}; nothing half-written is used: mend it and run the same command again")
+        return _fail(
+            f"{error.filename or 'system'}: {error.strerror}; nothing half-written is used: mend it and run the same command again"
+        )
     except KeyboardInterrupt:
         return _fail("interrupted; run the same command again to go on", 130)
 

@@ -28,7 +28,12 @@ from openmai.train.config import LoopConfig
 
 ANIMALS = ["cat", "dog", "cow", "hen", "pig", "owl", "bee", "ant", "fox", "elk"]
 DIALOGUES = [
-    {"messages": [{"role": "user", "content": f"What does the {animal} say? {n}"}, {"role": "assistant", "content": f"The {animal} says hello."}]}
+    {
+        "messages": [
+            {"role": "user", "content": f"What does the {animal} say? {n}"},
+            {"role": "assistant", "content": f"The {animal} says hello."},
+        ]
+    }
     for animal in ANIMALS
     for n in range(4)
 ]

@@ -37,7 +37,17 @@ class Nothing(Config):
 
 def write_documents(folder: Path, count: int = 60) -> Artifact:
     rows = [
-        {"id": f"{name}{number}", "text": f"{TEXT} number {number * 7919}", "url": "", "source": name, "license": "", "language": "en", "date": "", "scores": [], "meta": "{}"}
+        {
+            "id": f"{name}{number}",
+            "text": f"{TEXT} number {number * 7919}",
+            "url": "",
+            "source": name,
+            "license": "",
+            "language": "en",
+            "date": "",
+            "scores": [],
+            "meta": "{}",
+        }
         for name in ("books", "web")
         for number in range(count)
     ]

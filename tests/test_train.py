@@ -5,6 +5,7 @@ The loader, the optimizers, and the loop: golden losses, exact resumption, exact
 
 import math
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ MOE = DENSE.model_copy(
 MLA = DENSE.model_copy(update={"mla": MLAConfig(query_rank=16, kv_rank=8, nope_width=8, rope_width=4, value_width=8), "num_kv_heads": None})
 CONFIGS = {"dense": DENSE, "moe": MOE, "mla": MLA}
 
-# Losses of steps 1, 4, 8 and 12 of `run`, recorded on 2026-11-22 with torch 2.13 on x86-64; a change that should not alter the computation keeps them.
+# Losses of steps 1, 4, 8 and 12 of `run`, recorded on 2026-11-22 with torch 2.13 on x86-64.
+# A change that should not alter the computation keeps them.
 GOLDEN = {
     "dense": [4.158586, 4.11459, 3.964588, 3.768635],
     "moe": [4.159011, 4.119473, 3.953132, 3.770035],
@@ -198,7 +200,7 @@ def test_schedule_is_a_trapezoid():
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert set(factors[5:20]) == {1.0}
     assert factors[-1] == pytest.approx(0.1 + 0.9 / 20)
-    assert all(later < earlier for earlier, later in zip(factors[20:], factors[21:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(factors[20:]))
 
 
 def test_the_dial_sizes_the_model():

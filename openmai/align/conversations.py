@@ -113,7 +113,8 @@ def encode_all(tokenizer: Tokenizer, conversations: list[list[Message]], context
     examples = [encode(tokenizer, messages, context) for messages in conversations]
     kept = [example for example in examples if example is not None]
     if len(kept) < len(examples):
-        say(f"{where}: {len(examples) - len(kept)} of {len(examples)} conversations do not fit the context of {context} tokens and are left out")
+        left_out = len(examples) - len(kept)
+        say(f"{where}: {left_out} of {len(examples)} conversations do not fit the context of {context} tokens and are left out")
     if not kept:
         raise OpenmaiError(f"{where}: no conversation with an assistant's turn within {context} tokens")
     return kept

@@ -15,7 +15,7 @@ from openmai.model.checkpoint import KIND, load_model, save_model
 from openmai.model.loss import IGNORE, token_nats
 from openmai.model.transformer import Transformer
 from openmai.tokenizer.tokenizer import Tokenizer
-from openmai.train.loop import Step, train, prepare_cpu
+from openmai.train.loop import Step, prepare_cpu, train
 
 Pair = tuple[Example, Example]
 
@@ -42,13 +42,16 @@ def dpo(config: DPOConfig) -> Artifact:
         save_model(model, work.path, base.path / "tokenizer")
         accuracy, margin = validate.measure(model)
         say(f"held-out pairs: the chosen answer gained on the rejected one in {accuracy:.0%}")
-        return work.finish({"pairs": len(pairs), "val_accuracy": accuracy, "val_margin": margin, "val_pairs": len(held_out)}, scratch=["checkpoints"])
+        return work.finish(
+            {"pairs": len(pairs), "val_accuracy": accuracy, "val_margin": margin, "val_pairs": len(held_out)}, scratch=["checkpoints"]
+        )
 
 
 def encode_pairs(tokenizer: Tokenizer, records: list[dict], context: int) -> list[Pair]:
     """Encode preference pairs; those that do not fit the context are left out."""
     both = [
-        tuple(encode(tokenizer, [*record["messages"], *record[side]], context, only_last=True) for side in ("chosen", "rejected")) for record in records
+        tuple(encode(tokenizer, [*record["messages"], *record[side]], context, only_last=True) for side in ("chosen", "rejected"))
+        for record in records
     ]
     return [(chosen, rejected) for chosen, rejected in both if chosen is not None and rejected is not None]
 

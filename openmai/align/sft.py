@@ -12,7 +12,7 @@ from openmai.model.checkpoint import KIND, load_model, save_model
 from openmai.model.loss import IGNORE, token_nats
 from openmai.model.transformer import Transformer
 from openmai.tokenizer.tokenizer import Tokenizer
-from openmai.train.loop import NextToken, Step, train, prepare_cpu
+from openmai.train.loop import NextToken, Step, prepare_cpu, train
 
 
 def sft(config: SFTConfig) -> Artifact:
@@ -25,10 +25,18 @@ def sft(config: SFTConfig) -> Artifact:
         tokenizer, model = Tokenizer.load(base.path / "tokenizer"), load_model(base, config.loop.device)
         training, validation = split(read_records(config.data, ["messages"]), config.validation)
         examples = encode_all(tokenizer, [record["messages"] for record in training], model.config.context, "training data")
-        held_out = encode_all(tokenizer, [record["messages"] for record in validation], model.config.context, "validation data") if validation else []
+        held_out = (
+            encode_all(tokenizer, [record["messages"] for record in validation], model.config.context, "validation data")
+            if validation
+            else []
+        )
         pad = tokenizer.end_of_text
         batches = EpochBatches(
-            len(examples), config.batch_rows, config.micro_rows, config.loop.seed, lambda rows: collate([examples[row] for row in rows], pad)
+            len(examples),
+            config.batch_rows,
+            config.micro_rows,
+            config.loop.seed,
+            lambda rows: collate([examples[row] for row in rows], pad),
         )
         say(f"{len(examples)} conversations, {config.loop.steps * config.batch_rows / len(examples):.1f} epochs; {len(held_out)} held out")
         validate = Validation(held_out, pad, config.loop.evaluate_every)
@@ -52,7 +60,10 @@ class Validation:
         training, nats, tokens = model.training, 0.0, 0
         model.eval()
         for start in range(0, len(self.examples), 16):
-            micro = {name: value.to(model.embedding.weight.device) for name, value in collate(self.examples[start : start + 16], self.pad).items()}
+            micro = {
+                name: value.to(model.embedding.weight.device)
+                for name, value in collate(self.examples[start : start + 16], self.pad).items()
+            }
             nats += token_nats(model, micro["ids"], micro["targets"]).sum().item()
             tokens += int((micro["targets"] != IGNORE).sum())
         model.train(training)

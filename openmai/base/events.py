@@ -16,7 +16,7 @@ class Events:
         if keep_until_step is not None and path.exists():
             kept = [record for record in read_events(path) if record.get("step", 0) <= keep_until_step]
             path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        self.file = open(path, "a", encoding="utf-8", buffering=1)
+        self.file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one record."""

@@ -51,7 +51,8 @@ class Progress:
         self.done += amount
         self.facts.update(facts)
         now = time.monotonic()
-        if not is_quiet() and now - self.shown >= (0.1 if self.live else _LINE_SECONDS):
+        ended = self.total is not None and self.done >= self.total  # leaving the block shows the end
+        if not is_quiet() and not ended and now - self.shown >= (0.1 if self.live else _LINE_SECONDS):
             self.shown = now
             self._show("\r" if self.live else "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ def evaluate(config: EvalConfig) -> Artifact:
     """Measure a checkpoint and write `results.json`: models -> figures, samples."""
     checkpoint = Artifact.load(config.checkpoint, KIND)
     shards = Artifact.load(config.shards, "shards") if config.shards else None
-    inputs = [checkpoint, *([shards] if shards else []), *config.questions.values()]
+    inputs: list[Artifact | Path] = [checkpoint, *([shards] if shards else []), *config.questions.values()]
     with create(config.out, kind="eval", version=1, config=config, inputs=inputs) as work:
         if work.finished:
             return work.finished
@@ -40,9 +41,7 @@ def evaluate(config: EvalConfig) -> Artifact:
         if config.untrained:
             models["untrained"] = Transformer(model.config).eval()
             models["untrained"].initialize(config.seed)
-        results: dict = {name: {"bpb": {}, "questions": {}} for name in models}
-        for path in (work.path / "partial").glob("*.json") if (work.path / "partial").exists() else []:
-            say(f"eval: {path.stem} is already measured")
+        results: dict = {}
         (work.path / "partial").mkdir(exist_ok=True)
         for name, candidate in models.items():
             partial = work.path / "partial" / f"{name}.json"
@@ -52,7 +51,10 @@ def evaluate(config: EvalConfig) -> Artifact:
         baselines = _baselines(shards, tokenizer) if shards else {}
         samples = _samples(model, tokenizer, config)
         write_json(work.path / "results.json", {"models": results, "baselines": baselines, "samples": samples})
-        metrics = {"bpb": results["trained"]["bpb"].get("all"), **{name: row["accuracy"] for name, row in results["trained"]["questions"].items()}}
+        metrics = {
+            "bpb": results["trained"]["bpb"].get("all"),
+            **{name: row["accuracy"] for name, row in results["trained"]["questions"].items()},
+        }
         say(table(results, baselines))
         return work.finish(metrics, scratch=["partial"])
 
@@ -83,7 +85,9 @@ def _baselines(shards: Artifact, tokenizer: Tokenizer) -> dict[str, dict[str, fl
     sizes = {name: splits["val"][name]["bytes"] for name in names}
     results = {}
     for label, model in (("unigram", unigram_nats), ("bigram", bigram_nats)):
-        nats = {name: model(train, Shard(shards.path / f"val-{name}").tokens, tokenizer.vocab_size, tokenizer.end_of_text) for name in names}
+        nats = {
+            name: model(train, Shard(shards.path / f"val-{name}").tokens, tokenizer.vocab_size, tokenizer.end_of_text) for name in names
+        }
         results[label] = _per_byte(nats, sizes)
     return results
 
@@ -111,10 +115,11 @@ def table(results: dict, baselines: dict) -> str:
     lines = []
     for name, row in [*((name, row["bpb"]) for name, row in results.items()), *baselines.items()]:
         if row:
-            lines.append(f"  {name:<10} {row['all']:.4f} bits per byte   " + "  ".join(f"{k} {v:.3f}" for k, v in row.items() if k != "all"))
+            lines.append(
+                f"  {name:<10} {row['all']:.4f} bits per byte   " + "  ".join(f"{k} {v:.3f}" for k, v in row.items() if k != "all")
+            )
     for name, row in results.items():
         for task, score in row["questions"].items():
-            lines.append(
-                f"  {name:<10} {score['accuracy']:.1%} ± {score['stderr']:.1%} of {score['n']} {task} questions (chance {score['chance']:.0%}, {score['protocol']})"
-            )
+            right = f"{score['accuracy']:.1%} ± {score['stderr']:.1%} of {score['n']} {task} questions"
+            lines.append(f"  {name:<10} {right} (chance {score['chance']:.0%}, {score['protocol']})")
     return "\n".join(lines)

@@ -45,7 +45,12 @@ def answer_questions(model: Transformer, tokenizer: Tokenizer, folder: Path, sho
     for prompt, score in zip(prompts, right, strict=True):
         by_subject.setdefault(prompt.question.subject, []).append(score)
     subjects = {name: summarize(scores) for name, scores in by_subject.items()}
-    return {"protocol": PROTOCOL if shots == 5 else f"mmlu-original-{shots}shot-logprob", "chance": CHANCE, **summarize(right), "subjects": subjects}
+    return {
+        "protocol": PROTOCOL if shots == 5 else f"mmlu-original-{shots}shot-logprob",
+        "chance": CHANCE,
+        **summarize(right),
+        "subjects": subjects,
+    }
 
 
 def summarize(scores: list[float]) -> dict[str, float]:

@@ -8,7 +8,7 @@ _DISCOUNT = 0.75
 
 
 def unigram_nats(train: np.ndarray, test: np.ndarray, vocab_size: int, skip: int) -> float:
-    """Return the total nats of `test` tokens but the first under add-one unigram frequencies of `train`; targets equal to `skip` count 0."""
+    """Return the total nats of `test` but its first token under add-one unigram frequencies of `train`; targets of `skip` count 0."""
     targets = test[1:].astype(np.int64)
     return float(-np.log(_unigram(train, vocab_size)[targets[targets != skip]]).sum())
 

@@ -15,7 +15,9 @@ class KVCache:
     clearing: a query at position p sees only keys at positions up to p, and those have been written by then.
     """
 
-    def __init__(self, config: ModelConfig, rows: int, length: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, config: ModelConfig, rows: int, length: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
         heads = config.num_heads if config.mla else config.kv_heads
         value_width = config.mla.value_width if config.mla else config.head
         shape = (config.num_layers, rows, length, heads)

@@ -1,8 +1,8 @@
 """The checkpoint artifact: configuration, weights and tokenizer in one folder that needs nothing else.
 
-    model.json            ModelConfig
-    model.safetensors     weights under openmai's names
-    tokenizer/            tokenizer.json, tokenizer_config.json, chat_template.jinja
+model.json            ModelConfig
+model.safetensors     weights under openmai's names
+tokenizer/            tokenizer.json, tokenizer_config.json, chat_template.jinja
 """
 
 from __future__ import annotations

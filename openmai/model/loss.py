@@ -15,7 +15,9 @@ IGNORE = -100
 def token_nats(model: Transformer, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
     """Return the negative log-likelihood of each target, (B, T) in nats; targets of IGNORE count 0."""
     logits_BTV = model(ids_BT)
-    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORE, reduction="none").view_as(targets_BT)
+    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORE, reduction="none").view_as(
+        targets_BT
+    )
 
 
 @torch.no_grad()
@@ -31,7 +33,10 @@ def stream_nats(model: Transformer, tokens: np.ndarray, context: int, end_of_tex
         block = torch.from_numpy(np.asarray(tokens[start : start + context * rows + 1], dtype=np.int64)).to(device)
         ids, targets = block[:-1], block[1:].masked_fill(block[1:] == end_of_text, IGNORE)
         whole = len(ids) // context * context
-        for part_ids, part_targets in ((ids[:whole].view(-1, context), targets[:whole].view(-1, context)), (ids[None, whole:], targets[None, whole:])):
+        for part_ids, part_targets in (
+            (ids[:whole].view(-1, context), targets[:whole].view(-1, context)),
+            (ids[None, whole:], targets[None, whole:]),
+        ):
             if part_ids.numel():
                 total += token_nats(model, part_ids, part_targets).sum().item()
     model.train(training)

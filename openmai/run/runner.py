@@ -17,7 +17,9 @@ def run(config: RunConfig) -> None:
     say(f"{recipe.description or config.recipe}\n{len(steps)} steps into {recipe.out}\n")
     began = time.monotonic()
     rows = [_run_step(step, place, len(steps)) for place, step in enumerate(steps, start=1)]
-    write_json(recipe.out / "run.json", {"recipe": str(config.recipe), "description": recipe.description, "steps": [step.name for step in steps]})
+    write_json(
+        recipe.out / "run.json", {"recipe": str(config.recipe), "description": recipe.description, "steps": [step.name for step in steps]}
+    )
     say("\n" + _summary(rows))
     say(f"\ndone in {duration(time.monotonic() - began)}")
     if recipe.next:
@@ -44,5 +46,3 @@ def _summary(rows: list[tuple[str, str, Artifact, bool]]) -> str:
 
 def _short(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-

@@ -2,4 +2,6 @@
 
 from openmai.base.verb import Verb
 
-VERBS = {"": Verb("openmai.run.config:RunConfig", "openmai.run.runner:run", "run a recipe: every stage in order, skipping what is finished")}
+VERBS = {
+    "": Verb("openmai.run.config:RunConfig", "openmai.run.runner:run", "run a recipe: every stage in order, skipping what is finished")
+}

@@ -42,7 +42,9 @@ class Tokenizer:
         self.special = {token: number for token, number in numbers.items() if number is not None}
         missing = [token for token in SPECIAL_TOKENS if token not in self.special]
         if missing:
-            raise OpenmaiError(f"tokenizer: special tokens {', '.join(missing)} are missing; use a tokenizer made by `openmai tokenizer train`")
+            raise OpenmaiError(
+                f"tokenizer: special tokens {', '.join(missing)} are missing; use a tokenizer made by `openmai tokenizer train`"
+            )
         self.end_of_text = self.special[END_OF_TEXT]
         self.start_of_turn = self.special[START_OF_TURN]
         self.end_of_turn = self.special[END_OF_TURN]
@@ -83,7 +85,9 @@ class Tokenizer:
         """Return the id of a text that must be one token (an answer letter, say)."""
         ids = self.encode(text)
         if len(ids) != 1:
-            raise OpenmaiError(f"tokenizer: {text!r} takes {len(ids)} tokens, but must be one here; train the tokenizer on more text or with a larger vocabulary")
+            raise OpenmaiError(
+                f"tokenizer: {text!r} takes {len(ids)} tokens, but must be one here; train it on more text or with a larger vocabulary"
+            )
         return ids[0]
 
     def render(self, messages: Sequence[Message], reply: bool = False) -> tuple[list[int], list[bool]]:
@@ -96,7 +100,9 @@ class Tokenizer:
         for number, message in enumerate(messages):
             role, content = message.get("role"), message.get("content")
             if role not in ROLES or not isinstance(content, str):
-                raise OpenmaiError(f"message {number}: role={role!r} with {type(content).__name__} content; expected a role of {', '.join(ROLES)} and text")
+                raise OpenmaiError(
+                    f"message {number}: role={role!r} with {type(content).__name__} content; expected a role of {', '.join(ROLES)} and text"
+                )
             learn = role == "assistant"
             opening, newline = [self.start_of_turn, *self.encode(role + "\n")], self.encode("\n")
             body = self.encode(content) if learn else self.encode(f"{role}\n{content}")

@@ -16,11 +16,10 @@ from openmai.data.document import count_bytes, iter_texts
 from openmai.tokenizer.config import TrainConfig
 from openmai.tokenizer.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, SPECIAL_TOKENS, Tokenizer
 
-# The split of Qwen2's tokenizer, known to llama.cpp as "qwen2": contractions, words with a leading space, single digits, punctuation, newlines.
+# The split of Qwen2's tokenizer, known to llama.cpp as "qwen2": contractions, words with a leading space, single digits,
+# punctuation, newlines.
 PRE_TOKENIZER = "qwen2"
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def train(config: TrainConfig) -> Artifact:
@@ -38,7 +37,9 @@ def train(config: TrainConfig) -> Artifact:
         save(backend, work.path)
         tokenizer = Tokenizer.load(work.path)
         if tokenizer.vocab_size < config.vocab_size:
-            raise OpenmaiError(f"vocab_size={config.vocab_size}: the text supports only {tokenizer.vocab_size} tokens; lower it or add text")
+            raise OpenmaiError(
+                f"vocab_size={config.vocab_size}: the text supports only {tokenizer.vocab_size} tokens; lower it or add text"
+            )
         sample = "\n".join(text for text, _ in zip(_sample(documents, share), range(2000), strict=False))
         compression = len(sample.encode()) / len(tokenizer.encode(sample))
         say(f"tokenizer: {tokenizer.vocab_size:,} tokens, {compression:.2f} bytes per token")

@@ -105,7 +105,9 @@ class PretrainConfig(Config):
     def architecture(self, vocab_size: int) -> ModelConfig:
         """Work out the model: depth or preset, then the overrides, then vocabulary and context."""
         base = load_preset(self.preset).model_dump() if self.preset else from_depth(self.depth or 1)
-        return ModelConfig.model_validate(base | {"context": max(self.context, base.get("context", 0))} | self.model | {"vocab_size": vocab_size})
+        return ModelConfig.model_validate(
+            base | {"context": max(self.context, base.get("context", 0))} | self.model | {"vocab_size": vocab_size}
+        )
 
 
 def from_depth(depth: int) -> dict[str, Any]:

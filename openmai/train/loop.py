@@ -73,8 +73,8 @@ def train(
 ) -> None:
     """Run `loop.steps` optimizer steps on `model`, resuming from the newest good checkpoint under `folder`.
 
-    Writes `folder`/events.jsonl and `folder`/checkpoints. Batches are a function of the step, so an interrupted and continued run ends with the
-    same bits as an uninterrupted one with the same number of threads. Raises OpenmaiError if the loss stops being finite.
+    Writes `folder`/events.jsonl and `folder`/checkpoints. Batches are a function of the step, so an interrupted and continued run ends
+    with the same bits as an uninterrupted one with the same number of threads. Raises OpenmaiError if the loss stops being finite.
     """
     optimizers = make_optimizers(model, optimizer)
     checkpoints = Checkpoints(folder / "checkpoints", loop.keep)
@@ -116,7 +116,11 @@ def _optimize(
         total, extra = objective.loss(model, here)
         penalty = model.balance_penalty() * (objective.units(micro) / units)
         (total / units + penalty).backward()
-        for name, value in {"loss": total.detach() / units, "penalty": penalty.detach(), **{k: v.detach() / units for k, v in extra.items()}}.items():
+        for name, value in {
+            "loss": total.detach() / units,
+            "penalty": penalty.detach(),
+            **{k: v.detach() / units for k, v in extra.items()},
+        }.items():
             sums[name] = sums.get(name, 0.0) + value.item()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf).item()
     if not math.isfinite(sums["loss"]) or not math.isfinite(norm):

@@ -16,7 +16,7 @@ from openmai.tokenizer.shards import Shard
 from openmai.tokenizer.tokenizer import Tokenizer
 from openmai.train.config import PretrainConfig
 from openmai.train.loader import Mixture, PretrainBatches
-from openmai.train.loop import NextToken, Step, train, prepare_cpu
+from openmai.train.loop import NextToken, Step, prepare_cpu, train
 
 
 def pretrain(config: PretrainConfig) -> Artifact:
@@ -35,7 +35,8 @@ def pretrain(config: PretrainConfig) -> Artifact:
         model.to(config.loop.device)
         mixture = Mixture.open(shards, config.context, config.upsample, config.loop.seed)
         tokens = config.loop.steps * config.batch_rows * config.context
-        say(f"model: {num_parameters(model):,} parameters; {tokens:,} tokens, {tokens / sum(map(len, mixture.streams)):.2f} epochs of the data")
+        epochs = tokens / sum(map(len, mixture.streams))
+        say(f"model: {num_parameters(model):,} parameters; {tokens:,} tokens, {epochs:.2f} epochs of the data")
         validate = Validation(shards, config.context, tokenizer.end_of_text, config.loop.evaluate_every)
         initial = validate.bits_per_byte(model)
         train(
@@ -79,5 +80,3 @@ class Validation:
         bpb = self.bits_per_byte(step.model)
         step.events.write("eval", step=step.number, val_bpb=bpb)
         return {"bpb": bpb}
-
-
