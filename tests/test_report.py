@@ -195,7 +195,7 @@ def test_whole_run(html: str) -> None:
         "GPT-2 3.50 bytes per token",
         "2 layers, width 64, 2 heads, 4 experts, 2 active",
         "Expert load",
-        "Reward margin nats × β = 0.1",
+        "Margin nats",
     ):
         assert fact in plain, fact
 
@@ -208,7 +208,7 @@ def test_every_picture_is_drawn(html: str) -> None:
     ]
     assert pictures[7:] == [
         *("Loss on answers", "Learning rate", "Gradient norm", "Speed"),
-        *("Preference loss", "Chosen answer gained", "Reward margin", "Log-probability of answers"),
+        *("Preference loss", "Chosen answer gained", "Margin", "Log-probability of answers"),
         *("Learning rate", "Gradient norm", "Speed", "By subject"),
     ]
     assert "#0a0b" not in html

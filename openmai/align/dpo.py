@@ -87,7 +87,7 @@ class PairBatches:
 
 
 class Preference:
-    """The DPO objective, averaged over pairs; also reports accuracy, margin and the log-probabilities themselves."""
+    """The DPO objective, averaged over pairs; also reports accuracy, margin (in nats) and the log-probabilities themselves."""
 
     def __init__(self, beta: float, loss: str = "sigmoid", nll: float = 0.0) -> None:
         self.beta, self.kind, self.nll = beta, loss, nll
@@ -104,7 +104,7 @@ class Preference:
         if self.nll:
             tokens = (micro["targets"] != IGNORE).sum(dim=1)[: len(chosen)]
             loss = loss - self.nll * chosen / tokens
-        figures = {"accuracy": (margin > 0).float(), "margin": self.beta * margin, "chosen": chosen, "rejected": rejected}
+        figures = {"accuracy": (margin > 0).float(), "margin": margin, "chosen": chosen, "rejected": rejected}
         return loss.sum(), {name: value.sum() for name, value in figures.items()}
 
 

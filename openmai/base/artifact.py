@@ -29,13 +29,15 @@ from openmai.base.errors import OpenmaiError
 from openmai.base.files import hash_file, hash_inputs, hash_value, read_json, write_json
 
 MANIFEST, WORK, LOCK = "manifest.json", ".work.json", ".lock"
+TIMED = "events.jsonl"  # holds times of day and durations, so it says nothing about what was made
 
 
 @dataclass(frozen=True)
 class Artifact:
     """A finished artifact on disk.
 
-    `key` identifies what was asked for (kind, version, config, inputs); `digest` what came out (names and hashes of the files).
+    `key` identifies what was asked for (kind, version, config, inputs); `digest` what came out (names and
+    hashes of the files but the event log, whose times differ between runs that made the same).
     """
 
     path: Path
@@ -122,7 +124,7 @@ class Work:
             path=self.path,
             kind=self.kind,
             key=self.key,
-            digest=hash_value([(name, facts["hash"]) for name, facts in files.items()]),
+            digest=hash_value([(name, facts["hash"]) for name, facts in files.items() if Path(name).name != TIMED]),
             config=self.config,
             inputs=self.inputs,
             files=files,

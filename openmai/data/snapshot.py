@@ -96,7 +96,7 @@ class _Crawl:
         if missing:
             say(f"snapshot: not installed here, left out: {', '.join(missing)}")
         try:
-            with Progress("snapshot", self.config.max_pages, "pages") as progress:
+            with Progress("snapshot", 100, "%") as progress:
                 queues = {name: deque(self._seeds(name)) for name in dict.fromkeys(packages)}
                 seen = {path for queue in queues.values() for path in queue}
                 while any(queues.values()) and not self._is_full():
@@ -113,7 +113,11 @@ class _Crawl:
                 server.close()
 
     def _is_full(self) -> bool:
-        return self.pages >= self.config.max_pages or self.bytes >= self.config.max_megabytes * 1e6
+        return self._share() >= 1
+
+    def _share(self) -> float:
+        """How much of the limit that is nearer has been used."""
+        return max(self.pages / self.config.max_pages, self.bytes / (self.config.max_megabytes * 1e6))
 
     def _seeds(self, package: str) -> list[str]:
         if package == "stdlib":
@@ -156,7 +160,7 @@ class _Crawl:
             return
         self.pages, self.bytes = self.pages + 1, self.bytes + len(page.html)
         self.taken[package] += 1
-        progress.advance(1, MB=f"{self.bytes / 1e6:.1f}")
+        progress.advance(100 * self._share() - progress.done, pages=self.pages, MB=f"{self.bytes / 1e6:.1f}")
 
     def _write(self, path: str, page: Page) -> None:
         uri = SITE + path

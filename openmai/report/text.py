@@ -37,7 +37,7 @@ def figure(number: float | None, digits: int = 3) -> str:
 
 def excerpt(text: str, limit: int) -> str:
     """Return the beginning of `text`, cut at a space; control characters and lone surrogates become visible."""
-    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text[: 2 * limit]).strip()
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text[: 2 * limit]).rstrip()
     if len(text) <= limit:
         return text
     head = text[:limit]

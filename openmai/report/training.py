@@ -85,9 +85,9 @@ def describe_model(checkpoint: Artifact) -> str:
     return f"{model['num_layers']} layers, width {model['width']}, {model['num_heads']} heads{experts}"
 
 
-def points(events: Iterable[dict[str, Any]], name: str, scale: float = 1.0) -> list[tuple[float, float]]:
+def points(events: Iterable[dict[str, Any]], name: str) -> list[tuple[float, float]]:
     """Return (step, value) where `name` is recorded and finite."""
-    return [(event["step"], event[name] * scale) for event in events if name in event and math.isfinite(event[name])]
+    return [(event["step"], event[name]) for event in events if name in event and math.isfinite(event[name])]
 
 
 def _training(trained: list[dict], name: str) -> Line:
@@ -113,15 +113,14 @@ def _sft_figures(run: Run, checkpoint: Artifact, trained: list[dict], measured: 
 
 
 def _dpo_figures(run: Run, checkpoint: Artifact, trained: list[dict], measured: list[dict]) -> list[Curves | HeatMap]:
-    beta = checkpoint.config.get("beta", 1.0)
     undecided = [Level("undecided", math.log(2))] if checkpoint.config.get("loss", "sigmoid") == "sigmoid" else []
     accuracy = [_training(trained, "accuracy"), Line("held out", points(measured, "val_accuracy"), "s2", measured=True)]
-    margin = [_training(trained, "margin"), Line("held out", points(measured, "val_margin", beta), "s2", measured=True)]
+    margin = [_training(trained, "margin"), Line("held out", points(measured, "val_margin"), "s2", measured=True)]
     answers = [Line(name, points(trained, name), color, noisy=True) for name, color in (("chosen", "s3"), ("rejected", "bad"))]
     return [
         Curves("Preference loss", [_training(trained, "loss")], undecided, unit="nats per pair"),
         Curves("Chosen answer gained", accuracy, [Level("chance", 0.5)], unit="of pairs", form="share"),
-        Curves("Reward margin", margin, unit=f"nats × β = {beta:g}"),
+        Curves("Margin", margin, unit="nats"),
         Curves("Log-probability of answers", answers, unit="nats"),
     ]
 
