@@ -37,7 +37,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         whole, cut = Path(folder) / "whole", Path(folder) / "cut"
         assert start(recipe, whole).wait() == 0, "the undisturbed run failed"
-        steps = sorted((Artifact.load(path.parent) for path in whole.glob(f"*/{MANIFEST}")), key=lambda step: step.path.joinpath(MANIFEST).stat().st_mtime)
+        steps = sorted(
+            (Artifact.load(path.parent) for path in whole.glob(f"*/{MANIFEST}")),
+            key=lambda step: step.path.joinpath(MANIFEST).stat().st_mtime,
+        )
         rows = [kill_in(recipe, cut, step) for step in steps]
         assert start(recipe, cut).wait() == 0, "the last run failed"
         print(f"{'step':<12} {'killed after':>12} {'of':>8}  {'earlier steps':<13}  result")
