@@ -21,7 +21,7 @@ from openmai.tokenizer.config import EncodeConfig, TrainConfig
 from openmai.tokenizer.encode import encode, is_validation
 from openmai.tokenizer.shards import Shard, write_shard
 from openmai.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer
-from openmai.tokenizer.train import learn, train
+from openmai.tokenizer.train import count_tokens, learn, train
 
 TEXT = "The quick brown fox counts 12345 sheep; das Schäfchen zählt 我们 один 🦊.\n\n    def f(x):\n        return x\n"
 
@@ -140,3 +140,13 @@ def test_too_large_a_vocabulary_is_an_error(tmp_path):
     documents = write_documents(tmp_path / "documents", 2)
     with pytest.raises(OpenmaiError, match=r"vocab_size=5000: the text supports only \d+ tokens"):
         train(TrainConfig(documents=[documents.path], out=tmp_path / "tokenizer", vocab_size=5000))
+
+
+def test_comparison_counts_or_says_what_is_missing(monkeypatch, tmp_path):
+    pytest.importorskip("tiktoken")
+    with pytest.raises(OpenmaiError, match="compare=nonsense: cannot be had"):
+        count_tokens("nonsense", "text")
+    for name, value in {"TIKTOKEN_CACHE_DIR": str(tmp_path), "HTTPS_PROXY": "http://127.0.0.1:9"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(OpenmaiError, match=r"compare=gpt2: cannot be had .*TIKTOKEN_CACHE_DIR"):
+        count_tokens("gpt2", "text")

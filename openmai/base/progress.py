@@ -68,10 +68,12 @@ class Progress:
             share = min(1.0, self.done / self.total)
             filled = int(24 * share)
             parts.append(f"{'━' * filled}{'╌' * (24 - filled)} {share:4.0%}")
-        parts.append(f"{_count(self.done)}{f'/{_count(self.total)}' if self.total else ''} {self.unit}".rstrip())
+        if self.unit != "%":
+            parts.append(f"{_count(self.done)}{f'/{_count(self.total)}' if self.total else ''} {self.unit}".rstrip())
         parts += [f"{name} {_fact(value)}" for name, value in self.facts.items()]
         parts.append(f"{_count(rate)}/s")
-        left = (self.total - self.done) / rate if self.total and rate > 0 else 0.0
+        settled = self.total and self.done - self.start >= 0.02 * self.total  # before that, starting up would be taken for the pace
+        left = (self.total - self.done) / rate if self.total and settled else 0.0
         parts.append(f"eta {duration(left)}" if left > 0.5 and end is None else duration(elapsed))
         line = "  ".join(parts)
         if self.live:

@@ -21,6 +21,8 @@ class TrainConfig(Config):
     "tokens, special tokens included"
     max_megabytes: float = Field(200.0, gt=0)
     "learn from about this much text, taken evenly over all documents"
+    compare: list[str] = []
+    "vocabularies to compare with, by their names in tiktoken (gpt2, cl100k_base, o200k_base); downloaded unless in TIKTOKEN_CACHE_DIR"
 
 
 class EncodeConfig(Config):

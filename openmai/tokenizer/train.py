@@ -42,8 +42,11 @@ def train(config: TrainConfig) -> Artifact:
             )
         sample = "\n".join(text for text, _ in zip(_sample(documents, share), range(2000), strict=False))
         compression = len(sample.encode()) / len(tokenizer.encode(sample))
+        others = {name: len(sample.encode()) / count_tokens(name, sample) for name in config.compare}
         say(f"tokenizer: {tokenizer.vocab_size:,} tokens, {compression:.2f} bytes per token")
-        return work.finish({"vocab_size": tokenizer.vocab_size, "bytes_per_token": compression, "learned_from_bytes": int(share * total)})
+        return work.finish(
+            {"vocab_size": tokenizer.vocab_size, "bytes_per_token": compression, "learned_from_bytes": int(share * total), "others": others}
+        )
 
 
 def learn(texts: Iterator[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -76,6 +79,18 @@ def save(backend: tokenizers.Tokenizer, folder: Path) -> None:
     }
     write_json(folder / "tokenizer_config.json", settings)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+
+
+def count_tokens(name: str, text: str) -> int:
+    """Count the tokens of `text` in one of OpenAI's vocabularies; raises OpenmaiError when it is not at hand."""
+    try:
+        import tiktoken
+
+        return len(tiktoken.get_encoding(name).encode(text, disallowed_special=()))
+    except ImportError:
+        raise OpenmaiError("compare: needs the package tiktoken; pip install 'openmai[interop]', or leave compare empty") from None
+    except (ValueError, OSError) as error:  # an unknown name; no network and not in the cache
+        raise OpenmaiError(f"compare={name}: cannot be had ({error}); put it into TIKTOKEN_CACHE_DIR, or leave it out") from None
 
 
 def _sample(documents: list[Artifact], share: float) -> Iterator[str]:
