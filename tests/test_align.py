@@ -147,11 +147,16 @@ def test_padding_is_not_learned(base):
     assert (batch["targets"][0, len(short.ids) - 1 :] == IGNORE).all()
 
 
-def test_epochs_show_every_row_once():
-    batches = EpochBatches(10, rows=5, micro_rows=5, seed=0, make=lambda rows: {"rows": torch.tensor(rows)})
-    seen = [row for step in range(6) for micro in batches(step) for row in micro["rows"].tolist()]
-    assert [sorted(seen[start : start + 10]) for start in (0, 10, 20)] == [list(range(10))] * 3
-    assert seen[:10] != seen[10:20]
+def test_epochs_show_every_row_once_and_batches_are_of_similar_length():
+    lengths = [(row * 7919) % 400 for row in range(80)]
+    batches = EpochBatches(lengths, rows=5, micro_rows=5, seed=0, make=lambda rows: {"rows": torch.tensor(rows)})
+    seen = [micro["rows"].tolist() for step in range(64) for micro in batches(step)]
+    epochs = [[row for rows in seen[start : start + 16] for row in rows] for start in range(0, 64, 16)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(80))] * 4
+    assert epochs[0] != epochs[1]
+    padded = sum(5 * max(lengths[row] for row in rows) for rows in seen)
+    assert padded < 1.3 * 4 * sum(lengths)
+    assert [lengths[rows[0]] for rows in seen] != sorted(lengths[rows[0]] for rows in seen)
 
 
 def test_the_split_is_stable_and_disjoint():

@@ -19,6 +19,8 @@ from openmai.tokenizer.encode import is_validation
 from openmai.tokenizer.tokenizer import Message, Tokenizer
 from openmai.train.loader import Batch, shuffle
 
+_STRETCH = 8
+
 
 @dataclass(frozen=True)
 class Example:
@@ -93,9 +95,13 @@ def collate(examples: Sequence[Example], pad: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class EpochBatches:
-    """Rows in a new random order each epoch; `make` turns chosen row numbers into a micro-batch."""
+    """Rows in a new random order each epoch; `make` turns chosen row numbers into a micro-batch.
 
-    size: int
+    Batches hold rows of similar length, as padding costs like text: of each stretch of `_STRETCH` batches the rows are sorted by `lengths`
+    and dealt out, and the batches shuffled.
+    """
+
+    lengths: list[int]
     rows: int
     micro_rows: int
     seed: int
@@ -103,8 +109,14 @@ class EpochBatches:
 
     def __call__(self, step: int) -> Batch:
         """Return the micro-batches of optimizer step `step`, a pure function of it."""
-        places = range(step * self.rows, (step + 1) * self.rows)
-        chosen = [int(shuffle(np.array([place % self.size]), self.size, self.seed * 1_000_003 + place // self.size)[0]) for place in places]
+        stretch, number = divmod(step, _STRETCH)
+        size, count = len(self.lengths), self.rows * _STRETCH
+        places = np.arange(stretch * count, (stretch + 1) * count)
+        epochs = places // size
+        drawn = [shuffle(places[epochs == epoch] % size, size, self.seed * 1_000_003 + int(epoch)) for epoch in np.unique(epochs)]
+        by_length = sorted(np.concatenate(drawn).tolist(), key=lambda row: self.lengths[row])
+        batch = int(shuffle(np.array([number]), _STRETCH, self.seed * 1_000_003 + stretch)[0])
+        chosen = by_length[batch * self.rows : (batch + 1) * self.rows]
         return [self.make(chosen[start : start + self.micro_rows]) for start in range(0, self.rows, self.micro_rows)]
 
 

@@ -33,7 +33,8 @@ def dpo(config: DPOConfig) -> Artifact:
         if not pairs:
             raise OpenmaiError(f"{config.data[0]}: no preference pair fits the context of {model.config.context} tokens")
         maker = PairBatches(pairs, reference_log_probs(model, pairs, tokenizer.end_of_text), tokenizer.end_of_text)
-        batches = EpochBatches(len(pairs), config.batch_rows, config.micro_rows, config.loop.seed, maker)
+        lengths = [max(len(chosen.ids), len(rejected.ids)) for chosen, rejected in pairs]
+        batches = EpochBatches(lengths, config.batch_rows, config.micro_rows, config.loop.seed, maker)
         say(f"{len(pairs)} pairs, {config.loop.steps * config.batch_rows / len(pairs):.1f} epochs; {len(held_out)} held out")
         held_out_maker = PairBatches(held_out, reference_log_probs(model, held_out, tokenizer.end_of_text), tokenizer.end_of_text)
         validate = Validation(held_out_maker, config.loop.evaluate_every)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from openmai.align.config import SFTConfig
 from openmai.align.conversations import EpochBatches, Example, collate, encode_all, read_records, split
@@ -31,13 +32,12 @@ def sft(config: SFTConfig) -> Artifact:
             else []
         )
         pad = tokenizer.end_of_text
-        batches = EpochBatches(
-            len(examples),
-            config.batch_rows,
-            config.micro_rows,
-            config.loop.seed,
-            lambda rows: collate([examples[row] for row in rows], pad),
-        )
+        lengths = [len(example.ids) for example in examples]
+
+        def make(rows: list[int]) -> dict[str, Tensor]:
+            return collate([examples[row] for row in rows], pad)
+
+        batches = EpochBatches(lengths, config.batch_rows, config.micro_rows, config.loop.seed, make)
         say(f"{len(examples)} conversations, {config.loop.steps * config.batch_rows / len(examples):.1f} epochs; {len(held_out)} held out")
         validate = Validation(held_out, pad, config.loop.evaluate_every)
         before = validate.loss(model)
