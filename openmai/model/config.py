@@ -123,7 +123,7 @@ class ModelConfig(Config):
         if self.head_width is None and self.width % self.num_heads:
             raise ValueError(
                 f"width={self.width} is not divisible by num_heads={self.num_heads}; "
-                f"choose num_heads among {[h for h in range(1, 129) if self.width % h == 0]} or set head_width"
+                f"choose num_heads among {[h for h in range(1, 129) if self.width % (2 * h) == 0]} or set head_width"
             )
         if self.head_width is None and (self.width // self.num_heads) % 2:
             raise ValueError(f"head width {self.width // self.num_heads} is odd; rotary positions need an even one")
