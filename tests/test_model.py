@@ -250,7 +250,7 @@ def test_tied_embeddings_are_one_matrix() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_heads": 5}, r"width=32 is not divisible by num_heads=5; choose num_heads among \[1, 2, 4, 8, 16, 32\] or set head_width"),
+        ({"num_heads": 5}, r"width=32 is not divisible by num_heads=5; choose num_heads among \[1, 2, 4, 8, 16\] or set head_width"),
         ({"num_heads": 32}, "head width 1 is odd"),
         ({"num_kv_heads": 3}, "num_heads=4 is not divisible by num_kv_heads=3"),
         ({"global_every": 2}, "global_every needs a window"),
