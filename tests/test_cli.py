@@ -538,3 +538,27 @@ def test_what_only_changes_the_work_is_not_in_the_key_of_a_nested_setting_either
     assert (tmp_path / "base" / "manifest.json").stat().st_mtime_ns == began
     assert main([*arguments, "--loop.seed=1"]) == 0
     assert (tmp_path / "base" / "manifest.json").stat().st_mtime_ns > began
+
+
+class Inner(Config):
+    near: bool = True
+
+
+class Outer(Config):
+    name: str = ""
+    fast: bool = False
+    inner: Inner = Inner()
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("--fast", {"fast": True}),
+        ("--fast=true", {"fast": True}),
+        ("--inner.near=False", {"inner": {"near": False}}),
+        ("--no-inner.near", {"inner": {"near": False}}),
+        ("--name=true", {"name": "true"}),
+    ],
+)
+def test_yes_or_no_is_a_flag_or_a_value(argument: str, expected: dict) -> None:
+    assert validate(Outer, parse_arguments(Outer, [argument], "test"), "test") == Outer(**expected)

@@ -73,7 +73,7 @@ def parse_arguments(kind: type[Config], arguments: list[str], program: str, desc
     try:
         source: Any = CliSettingsSource(
             settings,
-            cli_parse_args=arguments,
+            cli_parse_args=[_as_flag(kind, argument) for argument in arguments],
             cli_prog_name=program,
             cli_implicit_flags=True,
             cli_hide_none_type=True,
@@ -87,6 +87,20 @@ def parse_arguments(kind: type[Config], arguments: list[str], program: str, desc
         return source()
     except SettingsError as error:
         raise OpenmaiError(f"{program}: {_explain_arguments(kind, str(error), program)}") from None
+
+
+def _as_flag(kind: type[Config], argument: str) -> str:
+    """Write `--a.b=true` and `--a.b=false` of a yes-or-no field as the flags `--a.b` and `--no-a.b`, which the parser knows."""
+    match = re.fullmatch(r"--([\w.]+)=(true|false)", argument, re.IGNORECASE)
+    if match is None:
+        return argument
+    *path, name = match[1].split(".")
+    models: list[type[BaseModel]] = [kind]
+    for part in path:
+        models = [inner for model in models if part in model.model_fields for inner in _models_in(model.model_fields[part].annotation)]
+    if not any(name in model.model_fields and model.model_fields[name].annotation is bool for model in models):
+        return argument
+    return f"--{match[1]}" if match[2].lower() == "true" else f"--no-{match[1]}"
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
