@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-from openmai.base.errors import OpenmaiError
-from openmai.base.progress import Progress
+from openmai.base.progress import Progress, say
 from openmai.model.transformer import Transformer
 from openmai.tasks.multiple_choice import LETTERS, Question, Subject, load_subjects
 from openmai.tokenizer.tokenizer import Tokenizer
@@ -21,17 +20,21 @@ _ROWS = 16
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as ids, and the question it asks."""
+    """A prompt as ids, and the question it asks; `cropped` if its beginning did not fit."""
 
     ids: list[int]
     question: Question
+    cropped: bool = False
 
 
 def answer_questions(model: Transformer, tokenizer: Tokenizer, folder: Path, shots: int, label: str) -> dict:
-    """Return accuracy over all questions of `folder`, its standard error, chance, and accuracy by subject."""
+    """Return accuracy over all questions of `folder`, its standard error, chance, how many were cropped, and accuracy by subject."""
     prompts = [
         _prompt(subject, question, tokenizer, shots, model.config.context) for subject in load_subjects(folder) for question in subject.test
     ]
+    cropped = sum(prompt.cropped for prompt in prompts)
+    if cropped:
+        say(f"{label}: {cropped} of {len(prompts)} questions exceed the context of {model.config.context} tokens and lose their beginning")
     letters = [tokenizer.single(f" {letter}") for letter in LETTERS]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number].ids))
     right = [0.0] * len(prompts)
@@ -48,6 +51,7 @@ def answer_questions(model: Transformer, tokenizer: Tokenizer, folder: Path, sho
     return {
         "protocol": PROTOCOL if shots == 5 else f"mmlu-original-{shots}shot-logprob",
         "chance": CHANCE,
+        "cropped": cropped,
         **summarize(right),
         "subjects": subjects,
     }
@@ -61,12 +65,12 @@ def summarize(scores: list[float]) -> dict[str, float]:
 
 
 def _prompt(subject: Subject, question: Question, tokenizer: Tokenizer, shots: int, context: int) -> Prompt:
-    """Encode the prompt with as many shots as fit, as the original does."""
+    """Encode the prompt with as many shots as fit, as the original does; a question that alone is too long loses its beginning."""
     for count in range(min(shots, len(subject.shots)), -1, -1):
         ids = tokenizer.encode(subject.prompt(question, count))
         if len(ids) <= context:
             return Prompt(ids, question)
-    raise OpenmaiError(f"{subject.name}: a question takes {len(ids)} tokens, more than the model's context of {context}")
+    return Prompt(ids[-context:], question, cropped=True)
 
 
 @torch.no_grad()
