@@ -12,7 +12,7 @@ from openmai.base.artifact import Artifact, create
 from openmai.base.errors import OpenmaiError
 from openmai.base.progress import Progress, say
 from openmai.model.checkpoint import KIND, load_model, save_model
-from openmai.model.loss import IGNORE, token_nats
+from openmai.model.loss import IGNORE, on_device_of, token_nats
 from openmai.model.transformer import Transformer
 from openmai.tokenizer.tokenizer import Tokenizer
 from openmai.train.loop import Step, prepare_cpu, train
@@ -41,7 +41,7 @@ def dpo(config: DPOConfig) -> Artifact:
         objective = Preference(config.beta, config.loss, config.nll)
         train("dpo", model, batches, objective, work.path, config.loop, config.optimizer, config.schedule, [validate], work.tick)
         save_model(model, work.path, base.path / "tokenizer")
-        accuracy, margin = validate.measure(model)
+        accuracy, margin = validate.latest
         say(f"held-out pairs: the chosen answer gained on the rejected one in {accuracy:.0%}")
         return work.finish(
             {"pairs": len(pairs), "val_accuracy": accuracy, "val_margin": margin, "val_pairs": len(held_out)}, scratch=["checkpoints"]
@@ -62,6 +62,12 @@ def sequence_log_probs(model: Transformer, micro: dict[str, Tensor]) -> Tensor:
     return -token_nats(model, micro["ids"], micro["targets"]).sum(dim=1)
 
 
+def margin_of(log_probs: Tensor, micro: dict[str, Tensor]) -> Tensor:
+    """Return by how many nats each chosen answer gained on the rejected one against the reference, (pairs,)."""
+    gain_chosen, gain_rejected = (log_probs - micro["reference"]).chunk(2)
+    return gain_chosen - gain_rejected
+
+
 @torch.no_grad()
 def reference_log_probs(model: Transformer, pairs: list[Pair], pad: int, rows: int = 16) -> Tensor:
     """Return the log-probabilities of the chosen and rejected answers under `model`, (pairs, 2)."""
@@ -70,8 +76,7 @@ def reference_log_probs(model: Transformer, pairs: list[Pair], pad: int, rows: i
         for start in range(0, len(pairs), rows):
             part = pairs[start : start + rows]
             micro = collate([chosen for chosen, _ in part] + [rejected for _, rejected in part], pad)
-            micro = {name: value.to(model.embedding.weight.device) for name, value in micro.items()}
-            values.append(sequence_log_probs(model, micro).view(2, -1).T.cpu())
+            values.append(sequence_log_probs(model, on_device_of(model, micro)).view(2, -1).T.cpu())
             progress.advance(len(part))
     return torch.cat(values) if values else torch.zeros(0, 2)
 
@@ -98,8 +103,7 @@ class Preference:
 
     def loss(self, model: Transformer, micro: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         log_probs = sequence_log_probs(model, micro)
-        gain_chosen, gain_rejected = (log_probs - micro["reference"]).chunk(2)
-        margin = gain_chosen - gain_rejected
+        margin = margin_of(log_probs, micro)
         loss = -F.logsigmoid(self.beta * margin) if self.kind == "sigmoid" else (margin - 1 / (2 * self.beta)).square()
         chosen, rejected = log_probs.chunk(2)
         if self.nll:
@@ -110,10 +114,14 @@ class Preference:
 
 
 class Validation:
-    """A hook that measures, on held-out pairs, how often and how far the chosen answer gained on the rejected one."""
+    """A hook that measures, on held-out pairs, how often and how far the chosen answer gained on the rejected one.
+
+    `latest` is what the last step left.
+    """
 
     def __init__(self, maker: PairBatches, every: int) -> None:
         self.maker, self.every = maker, every
+        self.latest = (float("nan"), float("nan"))
 
     @torch.no_grad()
     def measure(self, model: Transformer) -> tuple[float, float]:
@@ -121,10 +129,8 @@ class Validation:
         training, margins = model.training, []
         model.eval()
         for start in range(0, len(self.maker.pairs), 16):
-            micro = self.maker(list(range(start, min(start + 16, len(self.maker.pairs)))))
-            micro = {name: value.to(model.embedding.weight.device) for name, value in micro.items()}
-            gain_chosen, gain_rejected = (sequence_log_probs(model, micro) - micro["reference"]).chunk(2)
-            margins += (gain_chosen - gain_rejected).tolist()
+            micro = on_device_of(model, self.maker(list(range(start, min(start + 16, len(self.maker.pairs))))))
+            margins += margin_of(sequence_log_probs(model, micro), micro).tolist()
         model.train(training)
         if not margins:
             return float("nan"), float("nan")
@@ -133,6 +139,6 @@ class Validation:
     def __call__(self, step: Step) -> dict[str, float] | None:
         if not self.maker.pairs or (step.number % self.every and not step.last):
             return None
-        accuracy, margin = self.measure(step.model)
+        self.latest = accuracy, margin = self.measure(step.model)
         step.events.write("eval", step=step.number, val_accuracy=accuracy, val_margin=margin)
         return {"val_acc": accuracy}

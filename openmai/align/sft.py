@@ -10,7 +10,7 @@ from openmai.align.conversations import EpochBatches, Example, collate, encode_a
 from openmai.base.artifact import Artifact, create
 from openmai.base.progress import say
 from openmai.model.checkpoint import KIND, load_model, save_model
-from openmai.model.loss import IGNORE, token_nats
+from openmai.model.loss import IGNORE, on_device_of, token_nats
 from openmai.model.transformer import Transformer
 from openmai.tokenizer.tokenizer import Tokenizer
 from openmai.train.loop import NextToken, Step, prepare_cpu, train
@@ -43,16 +43,17 @@ def sft(config: SFTConfig) -> Artifact:
         before = validate.loss(model)
         train("sft", model, batches, NextToken(), work.path, config.loop, config.optimizer, config.schedule, [validate], work.tick)
         save_model(model, work.path, base.path / "tokenizer")
-        metrics = {"conversations": len(examples), "val_loss": validate.loss(model), "val_loss_before": before}
+        metrics = {"conversations": len(examples), "val_loss": validate.latest, "val_loss_before": before}
         say(f"validation loss {metrics['val_loss']:.3f} (before {before:.3f})")
         return work.finish(metrics, scratch=["checkpoints"])
 
 
 class Validation:
-    """A hook that measures the loss per supervised token on held-out conversations."""
+    """A hook that measures the loss per supervised token on held-out conversations; `latest` is what the last step left."""
 
     def __init__(self, examples: list[Example], pad: int, every: int) -> None:
         self.examples, self.pad, self.every = sorted(examples, key=lambda example: len(example.ids)), pad, every
+        self.latest = float("nan")
 
     @torch.no_grad()
     def loss(self, model: Transformer) -> float:
@@ -60,10 +61,7 @@ class Validation:
         training, nats, tokens = model.training, 0.0, 0
         model.eval()
         for start in range(0, len(self.examples), 16):
-            micro = {
-                name: value.to(model.embedding.weight.device)
-                for name, value in collate(self.examples[start : start + 16], self.pad).items()
-            }
+            micro = on_device_of(model, collate(self.examples[start : start + 16], self.pad))
             nats += token_nats(model, micro["ids"], micro["targets"]).sum().item()
             tokens += int((micro["targets"] != IGNORE).sum())
         model.train(training)
@@ -72,6 +70,6 @@ class Validation:
     def __call__(self, step: Step) -> dict[str, float] | None:
         if not self.examples or (step.number % self.every and not step.last):
             return None
-        loss = self.loss(step.model)
-        step.events.write("eval", step=step.number, val_loss=loss)
-        return {"val": loss}
+        self.latest = self.loss(step.model)
+        step.events.write("eval", step=step.number, val_loss=self.latest)
+        return {"val": self.latest}

@@ -12,7 +12,7 @@ from openmai.base.config import Config
 
 @dataclass(frozen=True)
 class Verb:
-    """`run` and `config` are "module:name"; `help` is one line; `positional` lists config fields that need no `--name`."""
+    """`run` and `config` are "module:name"; `help` is one line."""
 
     config: str
     run: str

@@ -20,6 +20,11 @@ def token_nats(model: Transformer, ids_BT: Tensor, targets_BT: Tensor) -> Tensor
     )
 
 
+def on_device_of(model: Transformer, micro: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a micro-batch on the device of `model`."""
+    return {name: value.to(model.embedding.weight.device) for name, value in micro.items()}
+
+
 @torch.no_grad()
 def stream_nats(model: Transformer, tokens: np.ndarray, context: int, end_of_text: int, rows: int = 16) -> float:
     """Return the total nats of a token stream cut into windows of `context`, end-of-text targets left out.

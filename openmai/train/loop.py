@@ -17,7 +17,7 @@ from torch import Tensor
 from openmai.base.errors import OpenmaiError
 from openmai.base.events import Events
 from openmai.base.progress import Progress, say
-from openmai.model.loss import IGNORE, token_nats
+from openmai.model.loss import IGNORE, on_device_of, token_nats
 from openmai.model.transformer import Transformer
 from openmai.train.checkpoints import Checkpoints
 from openmai.train.config import LoopConfig, OptimizerConfig, ScheduleConfig
@@ -106,14 +106,12 @@ def _optimize(
     model: Transformer, batch: Batch, objective: Objective, optimizers: list[torch.optim.Optimizer], clip: float | None, where: str
 ) -> dict:
     """Do one optimizer step over all micro-batches; return its figures."""
-    device = model.embedding.weight.device
     units = sum(objective.units(micro) for micro in batch)
     if units == 0:
         raise OpenmaiError(f"{where}: the batch holds nothing to learn from (every target is masked)")
     sums: dict[str, float] = {"loss": 0.0, "penalty": 0.0}
     for micro in batch:
-        here = {name: value.to(device) for name, value in micro.items()}
-        total, extra = objective.loss(model, here)
+        total, extra = objective.loss(model, on_device_of(model, micro))
         penalty = model.balance_penalty() * (objective.units(micro) / units)
         (total / units + penalty).backward()
         for name, value in {

@@ -52,14 +52,13 @@ def pretrain(config: PretrainConfig) -> Artifact:
             work.tick,
         )
         save_model(model, work.path, vocabulary.path)
-        final = validate.bits_per_byte(model)
-        say(f"validation: {final:.4f} bits per byte (untrained {initial:.4f})")
-        metrics = {"parameters": num_parameters(model), "tokens": tokens, "val_bpb": final, "untrained_val_bpb": initial}
+        say(f"validation: {validate.latest:.4f} bits per byte (untrained {initial:.4f})")
+        metrics = {"parameters": num_parameters(model), "tokens": tokens, "val_bpb": validate.latest, "untrained_val_bpb": initial}
         return work.finish(metrics, scratch=["checkpoints"])
 
 
 class Validation:
-    """A hook that measures bits per byte on the validation split, over all sources together."""
+    """A hook that measures bits per byte on the validation split, over all sources together; `latest` is what the last step left."""
 
     def __init__(self, shards: Artifact, context: int, end_of_text: int, every: int) -> None:
         counts = shards.metrics["splits"]["val"]
@@ -67,6 +66,7 @@ class Validation:
         self.tokens = np.concatenate(streams) if streams else np.zeros(0, np.uint16)
         self.bytes = sum(count["bytes"] for count in counts.values())
         self.context, self.end_of_text, self.every = context, end_of_text, every
+        self.latest = float("nan")
         if not self.bytes:
             raise OpenmaiError(f"{shards.path}: the validation split is empty; raise --validation of `openmai tokenizer encode`")
 
@@ -77,6 +77,6 @@ class Validation:
     def __call__(self, step: Step) -> dict[str, float] | None:
         if step.number % self.every and not step.last:
             return None
-        bpb = self.bits_per_byte(step.model)
-        step.events.write("eval", step=step.number, val_bpb=bpb)
-        return {"bpb": bpb}
+        self.latest = self.bits_per_byte(step.model)
+        step.events.write("eval", step=step.number, val_bpb=self.latest)
+        return {"bpb": self.latest}
