@@ -20,10 +20,11 @@ from test_data_text import PROSE
 from openmai.base.config import validate
 from openmai.base.errors import OpenmaiError
 from openmai.data.build import build
-from openmai.data.config import BuildConfig, Limits, SnapshotConfig
+from openmai.data.capture.config import SnapshotConfig
+from openmai.data.capture.snapshot import snapshot
+from openmai.data.config import BuildConfig, Limits
 from openmai.data.document import REJECTED_SCHEMA, SCHEMA, Raw, raw_batch
-from openmai.data.pool import Pool
-from openmai.data.snapshot import snapshot
+from openmai.data.engine.pool import Pool
 
 TOWNS = ("Ashford", "Brimley", "Corwen", "Dunmore", "Elstow", "Fenwick", "Garth", "Hale")
 
@@ -106,7 +107,7 @@ def test_same_bytes_for_any_number_of_workers_and_again_at_once(built: tuple[lis
 def test_killed_build_goes_on(built: tuple[list[dict[str, Any]], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources, whole = built
     code = (
-        "import os, sys, json; from pathlib import Path; from openmai.data import parts; from openmai.data.build import build\n"
+        "import os, sys, json; from pathlib import Path; from openmai.data.engine import parts; from openmai.data.build import build\n"
         "from openmai.data.config import BuildConfig\n"
         "add = parts.Ledger.add\n"
         "def add_then_die(self, part, batches):\n"
@@ -121,7 +122,7 @@ def test_killed_build_goes_on(built: tuple[list[dict[str, Any]], Path], tmp_path
     died = subprocess.run([sys.executable, str(script), config.model_dump_json()], capture_output=True)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     done = []
-    from openmai.data import parts
+    from openmai.data.engine import parts
 
     add = parts.Ledger.add
     monkeypatch.setattr(parts.Ledger, "add", lambda self, part, batches: (done.append(part), add(self, part, batches))[1])
@@ -152,14 +153,14 @@ def annotate_or_misbehave(batch: Any, limits: Limits) -> Any:
             pass
         if content == b"eat":
             raise MemoryError
-    from openmai.data.steps import rejected_batch
+    from openmai.data.engine.steps import rejected_batch
 
     return rejected_batch(batch, "", "")
 
 
 def test_deadly_pages_cost_only_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openmai.data.pool.annotate", annotate_or_misbehave)
-    monkeypatch.setattr("openmai.data.pool._CONTEXT", "fork")  # so that the workers see the stand-in
+    monkeypatch.setattr("openmai.data.engine.pool.annotate", annotate_or_misbehave)
+    monkeypatch.setattr("openmai.data.engine.pool._CONTEXT", "fork")  # so that the workers see the stand-in
     pages = [Raw(content=content, url=content.decode()) for content in (b"a", b"die", b"b", b"spin", b"eat", b"c")]
     with Pool(2, Limits(seconds=0.3)) as pool:
         batches = list(pool.run([raw_batch(pages, "s", ""), raw_batch(pages[:1], "s", "")]))

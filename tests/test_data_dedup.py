@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from openmai.data.config import Dedup
-from openmai.data.dedup import MinHash, ParagraphFilter, candidates, clusters, jaccard, near_duplicates, text_hash
+from openmai.data.dedup.config import Dedup
+from openmai.data.dedup.duplicates import MinHash, ParagraphFilter, candidates, clusters, jaccard, near_duplicates, text_hash
 
 VOCABULARY = [f"word{number}" for number in range(500)]
 

@@ -21,11 +21,12 @@ from warcio.warcwriter import WARCWriter
 
 from openmai.base.config import validate
 from openmai.base.errors import OpenmaiError
-from openmai.data.config import BuildConfig, CommonCrawl, HuggingFace, Source
-from openmai.data.read import Damaged, files_of, read
-from openmai.data.read_commoncrawl import fetch_commoncrawl
-from openmai.data.read_huggingface import fetch_huggingface
-from openmai.data.read_warc import decode_body
+from openmai.data.config import BuildConfig
+from openmai.data.read.commoncrawl import fetch_commoncrawl
+from openmai.data.read.config import CommonCrawl, HuggingFace, Source
+from openmai.data.read.huggingface import fetch_huggingface
+from openmai.data.read.sources import Damaged, files_of, read
+from openmai.data.read.warc import decode_body
 
 TEXTS = [f"Text number {number}: naïve café." for number in range(5)]
 

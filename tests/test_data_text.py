@@ -7,14 +7,15 @@ from collections import Counter
 
 import pytest
 
-from openmai.data import pydoc_pages
-from openmai.data.clean import clean, drop_empty_headings, drop_repeated_paragraphs
-from openmai.data.config import DOCS, Limits, Thresholds
+from openmai.data.config import Limits
 from openmai.data.document import Raw, raw_batch
-from openmai.data.extract import ExtractError, decode, extract
-from openmai.data.metrics import measure, ngram_metrics
-from openmai.data.rules import RULES, judge
-from openmai.data.steps import annotate
+from openmai.data.engine.steps import annotate
+from openmai.data.extract import pydoc_pages
+from openmai.data.extract.clean import clean, drop_empty_headings, drop_repeated_paragraphs
+from openmai.data.extract.html import ExtractError, decode, extract
+from openmai.data.filter.config import DOCS, Thresholds
+from openmai.data.filter.metrics import measure, ngram_metrics
+from openmai.data.filter.rules import RULES, judge
 
 PROSE = (
     "The river that runs past the old mill is slow in summer and wild in spring. Many people of the town walk along it with their dogs. "

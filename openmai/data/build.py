@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 from openmai.base.artifact import Artifact, Work, create
 from openmai.base.files import write_json
 from openmai.base.progress import Progress
-from openmai.data.clean import drop_empty_headings
 from openmai.data.config import BuildConfig
-from openmai.data.dedup import MinHash, ParagraphFilter, candidates, near_duplicates, text_hash
+from openmai.data.dedup.duplicates import MinHash, ParagraphFilter, candidates, near_duplicates, text_hash
 from openmai.data.document import REJECTED_SCHEMA, SCHEMA
-from openmai.data.funnel import Funnel
-from openmai.data.parts import Part, annotate_sources, read_rows
-from openmai.data.read import local_input, profile_of
-from openmai.data.rules import judge
+from openmai.data.engine.funnel import Funnel
+from openmai.data.engine.parts import Part, annotate_sources, read_rows
+from openmai.data.extract.clean import drop_empty_headings
+from openmai.data.filter.rules import judge
+from openmai.data.read.sources import local_input, profile_of
 
 Row = dict[str, Any]
 _FILE_BYTES = 128 << 20

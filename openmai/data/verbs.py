@@ -6,8 +6,8 @@ from openmai.base.verb import Verb
 
 VERBS = {
     "snapshot": Verb(
-        config="openmai.data.config:SnapshotConfig",
-        run="openmai.data.snapshot:snapshot",
+        config="openmai.data.capture.config:SnapshotConfig",
+        run="openmai.data.capture.snapshot:snapshot",
         help="capture the documentation pages of this machine's Python packages into a .warc.gz",
     ),
     "build": Verb(

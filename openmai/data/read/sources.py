@@ -9,12 +9,12 @@ from pathlib import Path
 
 from openmai.base.artifact import MANIFEST, Artifact
 from openmai.base.errors import OpenmaiError
-from openmai.data.config import Source
 from openmai.data.document import Raw
-from openmai.data.read_commoncrawl import fetch_commoncrawl
-from openmai.data.read_files import Damaged, read_html, read_json, read_parquet, read_text
-from openmai.data.read_huggingface import fetch_huggingface
-from openmai.data.read_warc import read_arc, read_warc
+from openmai.data.read.commoncrawl import fetch_commoncrawl
+from openmai.data.read.config import Source
+from openmai.data.read.files import Damaged, read_html, read_json, read_parquet, read_text
+from openmai.data.read.huggingface import fetch_huggingface
+from openmai.data.read.warc import read_arc, read_warc
 
 # By the end of the file name; the longest that fits counts.
 READERS: dict[str, Callable[[Path, Source], Iterator[Raw]]] = {

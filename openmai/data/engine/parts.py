@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 from openmai.base.errors import OpenmaiError
 from openmai.base.files import atomic_file, hash_file, hash_value
 from openmai.base.progress import Progress, say
-from openmai.data.config import BuildConfig, Source
+from openmai.data.config import BuildConfig
 from openmai.data.document import REJECTED_SCHEMA, Raw, raw_batch
-from openmai.data.pool import Pool
-from openmai.data.read import Damaged, files_of, license_of, read
-from openmai.data.steps import VERSION
+from openmai.data.engine.pool import Pool
+from openmai.data.engine.steps import VERSION
+from openmai.data.read.config import Source
+from openmai.data.read.sources import Damaged, files_of, license_of, read
 
 _BATCH_ROWS, _BATCH_BYTES = 64, 1 << 20
 

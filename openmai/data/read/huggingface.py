@@ -8,8 +8,8 @@ from pathlib import Path
 from openmai.base.errors import OpenmaiError
 from openmai.base.files import atomic_file, hash_value
 from openmai.base.progress import Progress
-from openmai.data.config import HuggingFace
-from openmai.data.download import download
+from openmai.data.read.config import HuggingFace
+from openmai.data.read.download import download
 
 
 def fetch_huggingface(config: HuggingFace, downloads: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 
-from openmai.data.clean import drop_repeated_paragraphs
+from openmai.data.extract.clean import drop_repeated_paragraphs
 
 TITLE = "Pydoc: "
 _HEADINGS = {"title": 1, "section-title": 2, "extra": 0}

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import zstandard
 
 from openmai.base.errors import OpenmaiError
-from openmai.data.config import Source
 from openmai.data.document import Raw
+from openmai.data.read.config import Source
 
 # Keys that go into the document's own columns; everything else goes into its `meta`.
 _KNOWN = ("url", "date", "license")

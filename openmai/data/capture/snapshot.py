@@ -30,8 +30,8 @@ from openmai import __version__
 from openmai.base.artifact import Artifact, create
 from openmai.base.files import write_json
 from openmai.base.progress import Progress, say
-from openmai.data.config import SnapshotConfig
-from openmai.data.pydoc_server import PageError, PydocServer
+from openmai.data.capture.config import SnapshotConfig
+from openmai.data.capture.pydoc_server import PageError, PydocServer
 
 ARCHIVE, SITE = "pages.warc.gz", "http://127.0.0.1/"
 # Modules that do something on import, need a screen, or are tests or copies of other packages.

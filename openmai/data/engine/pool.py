@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from openmai.data.config import Limits
-from openmai.data.steps import annotate, rejected_batch
+from openmai.data.engine.steps import annotate, rejected_batch
 
 _NO_MEMORY = 77
 _READY = "ready"

@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from openmai.data import clean, pydoc_pages
 from openmai.data.config import Limits
 from openmai.data.document import REJECTED_SCHEMA, document_id
-from openmai.data.extract import ExtractError, decode, extract, no_hint
-from openmai.data.metrics import measure
+from openmai.data.extract import clean, pydoc_pages
+from openmai.data.extract.html import ExtractError, decode, extract, no_hint
+from openmai.data.filter.metrics import measure
 
 VERSION = 1  # raised when the output of a step changes: finished parts are then made again
 _HTML = {"text/html", "application/xhtml+xml"}

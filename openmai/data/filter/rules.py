@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from openmai.data.config import Thresholds
+from openmai.data.filter.config import Thresholds
 
 Metrics = Mapping[str, float]
 Rule = Callable[[Metrics, Thresholds], str | None]

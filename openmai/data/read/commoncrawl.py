@@ -9,8 +9,8 @@ from urllib.parse import urlencode
 from openmai.base.errors import OpenmaiError
 from openmai.base.files import atomic_file, hash_value
 from openmai.base.progress import Progress
-from openmai.data.config import CommonCrawl
-from openmai.data.download import download
+from openmai.data.read.config import CommonCrawl
+from openmai.data.read.download import download
 
 
 def fetch_commoncrawl(config: CommonCrawl, downloads: Path) -> Path:

@@ -13,9 +13,9 @@ from warcio.archiveiterator import ArchiveIterator as WarcioIterator
 from warcio.exceptions import ArchiveLoadFailed
 from warcio.statusandheaders import StatusAndHeadersParserException
 
-from openmai.data.config import Source
 from openmai.data.document import Raw
-from openmai.data.read_files import Damaged
+from openmai.data.read.config import Source
+from openmai.data.read.files import Damaged
 
 _CHUNK = 1 << 16
 _MAX_BODY = 1 << 26

@@ -1,0 +1,77 @@
+"""Thresholds of the quality rules."""
+
+from __future__ import annotations
+
+from openmai.base.config import Config
+
+
+class Thresholds(Config):
+    """Limits of the quality rules; the papers stand beside the rules in rules.py. The defaults are for web prose."""
+
+    min_words: int = 50
+    """Gopher: fewest words"""
+    max_words: int = 100_000
+    """Gopher: most words"""
+    min_mean_word: float = 3.0
+    """Gopher: shortest mean word length, characters"""
+    max_mean_word: float = 10.0
+    """Gopher: longest mean word length, characters"""
+    max_symbols: float = 0.1
+    """Gopher: most `#` and ellipses per word"""
+    max_bullet_lines: float = 0.9
+    """Gopher: most lines that begin with a bullet, share"""
+    max_ellipsis_lines: float = 0.3
+    """Gopher: most lines that end with an ellipsis, share"""
+    min_alpha_words: float = 0.8
+    """Gopher: fewest words with a letter, share"""
+    min_stop_words: int = 2
+    """Gopher: fewest different English stop words"""
+    max_duplicate_lines: float = 0.3
+    """Gopher: most duplicate lines, share of lines"""
+    max_duplicate_line_chars: float = 0.2
+    """Gopher: most duplicate lines, share of characters"""
+    max_duplicate_paragraphs: float = 0.3
+    """Gopher: most duplicate paragraphs, share of paragraphs"""
+    max_duplicate_paragraph_chars: float = 0.2
+    """Gopher: most duplicate paragraphs, share of characters"""
+    max_top_ngrams: tuple[float, float, float] = (0.20, 0.18, 0.16)
+    """Gopher: the most frequent 2-, 3-, 4-gram, share of characters"""
+    max_duplicate_ngrams: tuple[float, float, float, float, float, float] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
+    """Gopher: duplicate 5- to 10-grams, share of characters"""
+    min_sentences: int = 3
+    """C4: fewest sentences"""
+    forbid_curly: bool = True
+    """C4: reject pages with a curly bracket"""
+    forbid_lorem: bool = True
+    """C4: reject pages with "lorem ipsum" """
+    min_line_punctuation: float = 0.12
+    """FineWeb: fewest lines that end with punctuation, share"""
+    max_short_lines: float = 0.67
+    """FineWeb: most lines of at most 30 characters, share"""
+    max_repeated_line_chars: float = 0.1
+    """FineWeb: most characters in repeated lines, share"""
+    max_newlines: float = 0.3
+    """FineWeb: most line ends per word"""
+
+
+# Reference documentation and code repeat signatures and short indented lines by nature: what judges prose by its lines is off or wide.
+DOCS = Thresholds(
+    min_words=20,
+    max_words=500_000,
+    max_mean_word=16.0,
+    max_symbols=0.4,
+    max_ellipsis_lines=0.5,
+    min_alpha_words=0.5,
+    max_duplicate_lines=0.6,
+    max_duplicate_line_chars=0.5,
+    max_duplicate_paragraphs=0.5,
+    max_duplicate_paragraph_chars=0.4,
+    max_top_ngrams=(0.35, 0.3, 0.3),
+    max_duplicate_ngrams=(0.7, 0.68, 0.66, 0.64, 0.62, 0.60),
+    min_sentences=1,
+    forbid_curly=False,
+    min_line_punctuation=0.0,
+    max_short_lines=0.95,
+    max_repeated_line_chars=0.5,
+    max_newlines=1.0,
+)
