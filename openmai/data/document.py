@@ -40,13 +40,18 @@ RAW_SCHEMA = pa.schema(
         ("license", pa.string()),
         ("date", pa.string()),
         ("meta", pa.string()),
+        ("headers", pa.string()),
     ]
 )
 
 
 @dataclass(frozen=True)
 class Raw:
-    """One record as a reader found it: bytes of HTML or text, and what is known about them. `date` is an ISO day or ""."""
+    """One record as a reader found it: bytes of HTML or text, and what is known about them.
+
+    `date` is an ISO day or none; `meta` and `headers` are JSON objects: other columns of a table, and the HTTP headers that say how a page
+    may be used (names in lower case: x-robots-tag, tdm-reservation, tdm-policy, content-language, last-modified).
+    """
 
     content: bytes
     url: str
@@ -56,6 +61,7 @@ class Raw:
     date: str = ""
     license: str = ""
     meta: str = "{}"
+    headers: str = "{}"
 
 
 def raw_batch(records: list[Raw], source: str, license: str) -> pa.RecordBatch:
