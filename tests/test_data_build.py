@@ -22,7 +22,7 @@ from openmai.base.errors import OpenmaiError
 from openmai.data.build import build
 from openmai.data.capture.config import SnapshotConfig
 from openmai.data.capture.snapshot import snapshot
-from openmai.data.config import BuildConfig, Limits
+from openmai.data.config import Annotation, BuildConfig, Limits
 from openmai.data.document import REJECTED_SCHEMA, SCHEMA, Raw, raw_batch
 from openmai.data.engine.pool import Pool
 
@@ -109,11 +109,12 @@ def test_killed_build_goes_on(built: tuple[list[dict[str, Any]], Path], tmp_path
     code = (
         "import os, sys, json; from pathlib import Path; from openmai.data.engine import parts; from openmai.data.build import build\n"
         "from openmai.data.config import BuildConfig\n"
-        "add = parts.Ledger.add\n"
+        "add, done = parts.Parts.add, []\n"
         "def add_then_die(self, part, batches):\n"
         "    add(self, part, batches)\n"
-        "    if len(self.parts) == 2: os.kill(os.getpid(), 9)\n"
-        "parts.Ledger.add = add_then_die\n"
+        "    done.append(part)\n"
+        "    if len(done) == 2: os.kill(os.getpid(), 9)\n"
+        "parts.Parts.add = add_then_die\n"
         "if __name__ == '__main__': build(BuildConfig.model_validate(json.loads(sys.argv[1])))\n"
     )
     script = tmp_path / "die.py"
@@ -124,8 +125,8 @@ def test_killed_build_goes_on(built: tuple[list[dict[str, Any]], Path], tmp_path
     done = []
     from openmai.data.engine import parts
 
-    add = parts.Ledger.add
-    monkeypatch.setattr(parts.Ledger, "add", lambda self, part, batches: (done.append(part), add(self, part, batches))[1])
+    add = parts.Parts.add
+    monkeypatch.setattr(parts.Parts, "add", lambda self, part, batches: (done.append(part), add(self, part, batches))[1])
     build(config)
     assert len(done) == 3, "five parts in all, two of them finished before the kill"
     assert contents(tmp_path / "out") == contents(whole)
@@ -144,7 +145,7 @@ def test_truncated_archive_fails_with_remedy_or_keeps_the_good_part(tmp_path: Pa
     assert "12 good records" in funnel["damaged"][0]
 
 
-def annotate_or_misbehave(batch: Any, limits: Limits) -> Any:
+def annotate_or_misbehave(batch: Any, config: Annotation) -> Any:
     """Stand in for `annotate` in a worker: some contents are deadly."""
     for content in batch["content"].to_pylist():
         if content == b"die":
@@ -162,7 +163,7 @@ def test_deadly_pages_cost_only_themselves(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("openmai.data.engine.pool.annotate", annotate_or_misbehave)
     monkeypatch.setattr("openmai.data.engine.pool._CONTEXT", "fork")  # so that the workers see the stand-in
     pages = [Raw(content=content, url=content.decode()) for content in (b"a", b"die", b"b", b"spin", b"eat", b"c")]
-    with Pool(2, Limits(seconds=0.3)) as pool:
+    with Pool(2, Annotation(limits=Limits(seconds=0.3))) as pool:
         batches = list(pool.run([raw_batch(pages, "s", ""), raw_batch(pages[:1], "s", "")]))
     rows = [row for batch in batches for row in batch.to_pylist()]
     assert [row["url"] for row in rows] == ["a", "die", "b", "spin", "eat", "c", "a"]

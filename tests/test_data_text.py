@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from openmai.data.config import Limits
+from openmai.data.config import Annotation
 from openmai.data.document import Raw, raw_batch
 from openmai.data.engine.steps import annotate
 from openmai.data.extract import pydoc_pages
@@ -165,7 +166,7 @@ def test_annotate_marks_and_never_removes() -> None:
         Raw(content=b"x" * 9_000_000, url="big", mime="text/html"),
         Raw(content=b"\xff\xfe\x00\xd8" * 10, url="bytes", mime="text/html", charset="utf-16"),
     ]
-    rows = annotate(raw_batch(pages, "s", "CC0"), Limits()).to_pylist()
+    rows = annotate(raw_batch(pages, "s", "CC0"), Annotation()).to_pylist()
     assert [row["rule"] for row in rows[:5]] == ["", "extract.mime", "extract.status", "extract.empty", "extract.size"]
     assert rows[0]["text"] == PROSE
     assert rows[0]["language"] == "en"

@@ -21,10 +21,11 @@ from openmai.data.config import BuildConfig
 from openmai.data.dedup.duplicates import MinHash, ParagraphFilter, candidates, near_duplicates, text_hash
 from openmai.data.document import REJECTED_SCHEMA, SCHEMA
 from openmai.data.engine.funnel import Funnel
-from openmai.data.engine.parts import Part, annotate_sources, read_rows
+from openmai.data.engine.parts import Part, Parts, annotate_file, parts_folder, read_rows
+from openmai.data.engine.pool import Pool
 from openmai.data.extract.clean import drop_empty_headings
 from openmai.data.filter.rules import judge
-from openmai.data.read.sources import local_input, profile_of
+from openmai.data.read.sources import files_of, local_input, profile_of
 
 Row = dict[str, Any]
 _FILE_BYTES = 128 << 20
@@ -37,14 +38,27 @@ def build(config: BuildConfig) -> Artifact:
     with create(config.out, kind="documents", version=1, config=config, inputs=inputs) as work:
         if work.finished:
             return work.finished
-        parts = annotate_sources(config, work.path / _WORK)
+        (work.path / _WORK).mkdir(exist_ok=True)
+        parts = _annotate(config, work.path / _WORK)
         work.tick()
         return _reduce(config, work, parts)
 
 
+def _annotate(config: BuildConfig, folder: Path) -> list[tuple[Part, Path]]:
+    """Return all parts of all sources in canonical order."""
+    parts, found = Parts(parts_folder(config)), []
+    files = [(source, file) for source in config.sources for file in files_of(source, folder / "downloads")]
+    with Pool(config.workers, config) as pool, Progress("documents", None, "records") as progress:
+        for done, (source, file) in enumerate(files):
+            for part in annotate_file(config, source, file, parts, pool):
+                found.append((part, parts.path(part.key)))
+                progress.advance(part.records, files=f"{done + part.is_last}/{len(files)}")
+    return found
+
+
 def _reduce(config: BuildConfig, work: Work, parts: list[tuple[Part, Path]]) -> Artifact:
     funnel = Funnel()
-    funnel.damaged = [f"{part.file}: {part.damage}" for part, _ in parts if part.damage]
+    funnel.damaged = [f"{part.file}: {damage}" for part, _ in parts if part.is_last for damage in part.damages]
     kept = work.path / _WORK / "kept.parquet"
     with Writer(work.path / "rejected", REJECTED_SCHEMA) as rejected:
         selection = _Selection(config, funnel, rejected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -27,10 +27,21 @@ class Limits(Config):
     """depth of nested elements"""
 
 
-class BuildConfig(Config):
+class Annotation(Config):
+    """What is done to each document by itself; together with a record it decides about the document's text and scores."""
+
+    format: Literal["text", "markdown"] = "text"
+    """extracted text, or Markdown with fenced code"""
+    limits: Limits = Limits()
+    """what one page may cost"""
+    dedup: Dedup = Dedup()
+    """duplicates"""
+
+
+class BuildConfig(Annotation):
     """Turn sources into clean, scored, deduplicated documents."""
 
-    not_in_key: ClassVar[tuple[str, ...]] = ("workers",)
+    not_in_key: ClassVar[tuple[str, ...]] = ("workers", "parts", "runner", "address")
 
     out: Path
     """folder of the documents"""
@@ -44,11 +55,15 @@ class BuildConfig(Config):
     """limits for web pages"""
     docs: Thresholds = DOCS
     """limits for reference documentation"""
-    dedup: Dedup = Dedup()
-    """duplicates"""
-    limits: Limits = Limits()
-    """what one page may cost"""
     part_records: int = Field(default=200, ge=1)
     """records per part, the unit of resume"""
+    shard_megabytes: float = Field(default=128.0, gt=0)
+    """text per file of the result, rejected documents counted"""
     workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
-    """worker processes; the output does not depend on it"""
+    """worker processes, on a cluster per task; the output does not depend on it"""
+    runner: Literal["local", "ray"] = "local"
+    """processes of this machine, or tasks on a Ray cluster whose machines see the same folders; the output does not depend on it"""
+    address: str = "auto"
+    """the Ray cluster: auto, local, or host:port"""
+    parts: Path | None = None
+    """folder of the annotated parts, kept so that a change of thresholds recomputes nothing; default: <out>.parts"""

@@ -29,6 +29,16 @@ SCHEMA = pa.schema(
 )
 # A document that is dropped, or may yet be: the same, and which rule dropped it and why; both are "" in a document that stays.
 REJECTED_SCHEMA = SCHEMA.append(pa.field("rule", pa.string())).append(pa.field("reason", pa.string()))
+# An annotated document: the same, and the keys by which duplicates are found.
+PART_SCHEMA = pa.schema(
+    [
+        *REJECTED_SCHEMA,
+        pa.field("exact", pa.binary(16)),
+        pa.field("bands", pa.list_(pa.uint64())),
+        pa.field("paragraphs", pa.list_(pa.uint64())),
+        pa.field("lines", pa.list_(pa.uint64())),
+    ]
+)
 RAW_SCHEMA = pa.schema(
     [
         ("content", pa.binary()),
@@ -41,6 +51,8 @@ RAW_SCHEMA = pa.schema(
         ("date", pa.string()),
         ("meta", pa.string()),
         ("headers", pa.string()),
+        ("file", pa.string()),
+        ("record", pa.int64()),
     ]
 )
 
@@ -64,11 +76,16 @@ class Raw:
     headers: str = "{}"
 
 
-def raw_batch(records: list[Raw], source: str, license: str) -> pa.RecordBatch:
-    """Return `records` as a batch of RAW_SCHEMA; a licence of their own goes before the source's."""
+def raw_batch(records: list[Raw], source: str, license: str, file: str = "", start: int = 0) -> pa.RecordBatch:
+    """Return `records`, of which the first is number `start` of its file, as a batch of RAW_SCHEMA.
+
+    A licence of their own goes before the source's.
+    """
     columns: dict[str, list] = {name: [getattr(record, name, None) for record in records] for name in RAW_SCHEMA.names}
     columns["source"] = [source] * len(records)
     columns["license"] = [record.license or license for record in records]
+    columns["file"] = [file] * len(records)
+    columns["record"] = list(range(start, start + len(records)))
     return pa.RecordBatch.from_pydict(columns, schema=RAW_SCHEMA)
 
 

@@ -1,4 +1,9 @@
-"""The per-document half of `data build`: each part of a source is annotated once and kept until the build is finished."""
+"""The per-document half of `data build`: each part of a source is annotated once and kept.
+
+A part is a run of records of one file. Its name is the hash of all that decides about its content: the file's bytes, the source's
+settings, the annotation's settings and the code that annotates. So a second build, with other thresholds or after a kill, annotates
+exactly what is new; and since a part appears under its name only when it is whole, any number of processes may share the folder.
+"""
 
 from __future__ import annotations
 
@@ -6,123 +11,114 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from openmai.base.artifact import Artifact
 from openmai.base.errors import OpenmaiError
-from openmai.base.files import atomic_file, hash_file, hash_value
-from openmai.base.progress import Progress, say
-from openmai.data.config import BuildConfig
-from openmai.data.document import REJECTED_SCHEMA, Raw, raw_batch
+from openmai.base.files import atomic_file, hash_file, hash_inputs, hash_value
+from openmai.base.progress import say
+from openmai.data.config import Annotation, BuildConfig
+from openmai.data.document import PART_SCHEMA, Raw, raw_batch
 from openmai.data.engine.pool import Pool
-from openmai.data.engine.steps import VERSION
 from openmai.data.read.config import Source
-from openmai.data.read.sources import Damaged, files_of, license_of, read
+from openmai.data.read.files import Damaged
+from openmai.data.read.sources import license_of, read
 
 _BATCH_ROWS, _BATCH_BYTES = 64, 1 << 20
+_ABOUT = b"openmai.part"
+_CODE = ("document.py", "engine/steps.py", "read", "extract", "filter", "dedup")  # what decides about a part's content
+_LIBRARIES = ("resiliparse", "fastwarc", "py3langid")
+_MAX_DAMAGES = 20
 
 
 @dataclass(frozen=True)
 class Part:
-    """A finished part: its key, its records, and whether it is the last of its file, with the file's damage if there is any."""
+    """An annotated part: where it comes from, how much it holds, and what was damaged in its file up to its end."""
 
     key: str
-    source: int
     file: str
+    source: str
+    start: int
     records: int
+    text_bytes: int
     is_last: bool
-    damage: str = ""
+    damages: list[str]
 
 
-class Ledger:
-    """Finished parts by key, in a file that only grows; a half-written last line is a part that is not finished."""
+class Parts:
+    """The folder of annotated parts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.file = folder / "ledger.jsonl"
-        self.parts: dict[str, Part] = {}
-        for line in self.file.read_text().splitlines() if self.file.exists() else []:
-            try:
-                part = Part(**json.loads(line))
-            except json.JSONDecodeError:
-                continue
-            if self.path(part.key).exists():
-                self.parts[part.key] = part
 
     def path(self, key: str) -> Path:
+        """Return the file of a part."""
         return self.folder / f"{key}.parquet"
 
+    def load(self, key: str) -> Part | None:
+        """Return what is known of a part, None if it is not there."""
+        try:
+            about = pq.read_schema(self.path(key)).metadata[_ABOUT]
+        except FileNotFoundError:
+            return None
+        except (pa.ArrowInvalid, KeyError, TypeError):
+            raise OpenmaiError(f"{self.path(key)}: damaged; delete it, and it is made again") from None
+        return Part(**json.loads(about))
+
     def add(self, part: Part, batches: list[pa.RecordBatch]) -> None:
-        """Store a part's documents, then its line."""
+        """Store a part's documents, whole or not at all."""
+        schema = PART_SCHEMA.with_metadata({_ABOUT: json.dumps(asdict(part))})
         with atomic_file(self.path(part.key)) as file:
-            pq.write_table(pa.Table.from_batches(batches, schema=REJECTED_SCHEMA), file, compression="zstd")
-        with open(self.file, "a") as ledger:
-            ledger.write("\n" * _is_cut(self.file) + json.dumps(asdict(part)) + "\n")
-            ledger.flush()
-            os.fsync(ledger.fileno())
-        self.parts[part.key] = part
+            pq.write_table(pa.Table.from_batches(batches, schema=PART_SCHEMA).cast(schema), file, compression="zstd", compression_level=1)
 
 
-def _is_cut(file: Path) -> bool:
-    data = file.read_bytes()[-1:]
-    return data not in (b"", b"\n")
+def annotate_file(config: BuildConfig, source: Source, file: Path, parts: Parts, pool: Pool) -> Iterator[Part]:
+    """Yield the parts of a file in order, annotating those that are not there yet.
 
-
-def annotate_sources(config: BuildConfig, folder: Path) -> list[tuple[Part, Path]]:
-    """Return all parts of all sources in canonical order, annotating those that the ledger in `folder` does not have.
-
-    Raises OpenmaiError for a source that cannot be read, unless it says `on_error: skip`.
+    Raises OpenmaiError for a file that cannot be read or is damaged, unless its source says `on_error: skip`.
     """
-    ledger, parts = Ledger(folder / "parts"), []
-    files = [(number, file) for number, source in enumerate(config.sources) for file in files_of(source, folder / "downloads")]
-    with Pool(config.workers, config.limits) as pool, Progress("documents", None, "records") as progress:
-        for done, (number, file) in enumerate(files):
-            for part in _file_parts(config, number, file, ledger, pool):
-                parts.append((part, ledger.path(part.key)))
-                progress.advance(part.records, files=f"{done + part.is_last}/{len(files)}")
-    return parts
-
-
-def _file_parts(config: BuildConfig, number: int, file: Path, ledger: Ledger, pool: Pool) -> Iterator[Part]:
-    source, index, records = config.sources[number], 0, None
-    base = _key(config, source, file)
+    base, index, records = _key(config, source, file), 0, None
     while True:
         key = hash_value([base, index])
-        if key not in ledger.parts:
+        part = parts.load(key)
+        if part is None:
+            start = index * config.part_records
             if records is None:
-                records = _Records(read(file, source), index * config.part_records)
-            batches = list(pool.run(_batches(records.take(config.part_records), source)))
-            part = Part(key, number, file.name, sum(batch.num_rows for batch in batches), records.is_at_end)
-            ledger.add(_finished(part, records, file, source), batches)
-        part = ledger.parts[key]
-        if part.damage and records is None:
-            say(f"data build: {file}: {part.damage}")
+                records = _Records(read(file, source), start)
+            batches = list(pool.run(_batches(records.take(config.part_records), source, file, start)))
+            _check_damages(records.damages, file, source)
+            text_bytes = sum(batch["text"].nbytes for batch in batches)
+            count = sum(batch.num_rows for batch in batches)
+            part = Part(key, file.name, source.name, start, count, text_bytes, records.is_at_end, records.damages)
+            parts.add(part, batches)
         yield part
         if part.is_last:
+            if part.damages:
+                say(f"{file}: {'; '.join(part.damages)}; the rest is kept (on_error: skip)")
             return
         index += 1
 
 
-def _finished(part: Part, records: _Records, file: Path, source: Source) -> Part:
-    """Return the part with its file's damage; raises OpenmaiError for damage that the source does not allow."""
-    if not records.damage:
-        return part
-    damage = f"{records.damage}; {records.count} good records before"
-    if source.on_error == "fail":
-        raise OpenmaiError(f"{file}: {damage}; get the file again, or keep the good records with on_error: skip in source '{source.name}'")
-    say(f"data build: {file}: {damage}; they are kept, the rest is lost (on_error: skip)")
-    return Part(**asdict(part) | {"damage": damage})
+def _check_damages(damages: list[str], file: Path, source: Source) -> None:
+    if damages and source.on_error == "fail":
+        raise OpenmaiError(
+            f"{file}: {damages[0]}; get the file again, or keep the good records with on_error: skip in source '{source.name}'"
+        )
 
 
 class _Records:
     """The records of one file, taken in parts; looks one record ahead to know the last part as such."""
 
     def __init__(self, records: Iterator[Raw], skip: int) -> None:
-        self.records, self.damage, self.count = records, "", 0
+        self.records, self.count = records, 0
+        self.damages: list[str] = []
         for _ in range(skip):
             self._next()
         self.ahead = self._next()
@@ -143,13 +139,17 @@ class _Records:
         try:
             record = next(self.records, None)
         except Damaged as error:
-            self.damage = str(error)
+            self._note(f"{error}; {self.count} good records before")
             return None
         self.count += record is not None
         return record
 
+    def _note(self, damage: str) -> None:
+        if len(self.damages) < _MAX_DAMAGES:
+            self.damages.append(damage)
 
-def _batches(records: Iterator[Raw], source: Source) -> Iterator[pa.RecordBatch]:
+
+def _batches(records: Iterator[Raw], source: Source, file: Path, start: int) -> Iterator[pa.RecordBatch]:
     """Group records so that a batch is worth its way to a worker and a lost one costs little."""
     group: list[Raw] = []
     size = 0
@@ -157,22 +157,41 @@ def _batches(records: Iterator[Raw], source: Source) -> Iterator[pa.RecordBatch]
         group.append(record)
         size += len(record.content)
         if len(group) >= _BATCH_ROWS or size >= _BATCH_BYTES:
-            yield raw_batch(group, source.name, license_of(source))
-            group, size = [], 0
+            yield raw_batch(group, source.name, license_of(source), file.name, start)
+            start, group, size = start + len(group), [], 0
     if group:
-        yield raw_batch(group, source.name, license_of(source))
+        yield raw_batch(group, source.name, license_of(source), file.name, start)
 
 
 def _key(config: BuildConfig, source: Source, file: Path) -> str:
     """Return the identity of a file's parts: everything that their content depends on."""
     facts: dict[str, Any] = source.model_dump(include={"name", "license", "text_field", "on_error"})
     limit = source.huggingface.limit if source.huggingface else None
-    return hash_value(
-        [hash_file(file), file.name, facts, license_of(source), limit, config.part_records, config.limits.model_dump(), VERSION]
-    )
+    annotation = hash_value([{name: _plain(getattr(config, name)) for name in Annotation.model_fields}])
+    return hash_value([hash_file(file), file.name, facts, license_of(source), limit, config.part_records, annotation, code_version()])
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _plain(value: Any) -> Any:
+    """Return a setting as plain values; a path stands for what it holds."""
+    if isinstance(value, Path):
+        return Artifact.load(value).digest
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+
+
+@cache
+def code_version() -> str:
+    """Return the hash of the code and the libraries that decide about a part's content."""
+    root = Path(__file__).parents[1]
+    files = [file for name in _CODE for file in ([root / name] if name.endswith(".py") else sorted((root / name).rglob("*.py")))]
+    return hash_value([hash_inputs([file for file in files if file.name != "__init__.py"]), [version(name) for name in _LIBRARIES]])
+
+
+def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the documents of a Parquet file, a bounded number in memory."""
-    for batch in pq.ParquetFile(path).iter_batches(batch_size=200):
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=200, columns=columns):
         yield from batch.to_pylist()
+
+
+def parts_folder(config: BuildConfig) -> Path:
+    """Return where the parts of a build lie."""
+    return config.parts or Path(f"{os.path.normpath(config.out)}.parts")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from openmai.data.config import Limits
+from openmai.data.config import Annotation, Limits
 from openmai.data.engine.steps import annotate, rejected_batch
 
 _NO_MEMORY = 77
@@ -39,7 +39,7 @@ class Pool:
     """
 
     count: int
-    limits: Limits
+    config: Annotation
     workers: list[_Worker] = field(default_factory=list)
 
     def __enter__(self) -> Pool:
@@ -87,7 +87,7 @@ class Pool:
 
     def _hand_out(self, waiting: deque[tuple[tuple[int, int], pa.RecordBatch]]) -> None:
         while len(self.workers) < min(self.count, len(waiting) + sum(worker.task is not None for worker in self.workers)):
-            self.workers.append(_start(self.limits))
+            self.workers.append(_start(self.config))
         for worker in self.workers:
             if worker.task is None and waiting:
                 worker.task = waiting.popleft()
@@ -116,7 +116,7 @@ class Pool:
             raise RuntimeError("a data worker does not start; its error stands above")
         self.workers.remove(worker)
         worker.pipe.close()
-        return rejected_batch(batch, *_cause(worker.process.exitcode, self.limits)) if batch.num_rows == 1 else None
+        return rejected_batch(batch, *_cause(worker.process.exitcode, self.config.limits)) if batch.num_rows == 1 else None
 
 
 def _cause(exit_code: int, limits: Limits) -> tuple[str, str]:
@@ -127,18 +127,19 @@ def _cause(exit_code: int, limits: Limits) -> tuple[str, str]:
     return "extract.crash", f"its worker died (exit code {exit_code})"
 
 
-def _start(limits: Limits) -> _Worker:
+def _start(config: Annotation) -> _Worker:
     context: Any = mp.get_context(_CONTEXT)
     mine, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, limits), daemon=True)
+    process = context.Process(target=_work, args=(theirs, config), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, mine)
 
 
-def _work(pipe: Connection, limits: Limits) -> None:
+def _work(pipe: Connection, config: Annotation) -> None:
     """Annotate batches until the pipe closes. The CPU timer has its default effect, which also ends C code that never returns."""
-    resource.setrlimit(resource.RLIMIT_AS, (limits.megabytes << 20, limits.megabytes << 20))
+    memory = config.limits.megabytes << 20
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
@@ -148,9 +149,9 @@ def _work(pipe: Connection, limits: Limits) -> None:
             batch = pipe.recv()
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_PROF, limits.seconds)
+        signal.setitimer(signal.ITIMER_PROF, config.limits.seconds)
         try:
-            result = annotate(batch, limits)
+            result = annotate(batch, config)
         except MemoryError:
             os._exit(_NO_MEMORY)
         signal.setitimer(signal.ITIMER_PROF, 0)
