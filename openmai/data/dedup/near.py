@@ -1,0 +1,196 @@
+"""Documents that are nearly the same: candidates that share a MinHash band, checked by the true Jaccard similarity of their shingles.
+
+Among candidates that are connected, the most preferred stays, then each further one that is not similar to one that stays. So a document
+goes only if one that stays is similar to it, and two that go for the same one have at least 2 * jaccard - 1 in common (the Jaccard
+distance is a metric); chains of candidates cannot join what is not alike. A document is compared with those that stay, not with those
+that go: thousands of copies of one template cost one comparison each.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from openmai.data.dedup.config import Dedup
+from openmai.data.dedup.exact import Dropped, in_order
+from openmai.data.dedup.fingerprint import Keys, jaccard, shingles
+from openmai.data.dedup.spill import Spill, numbered, run_starts
+
+Rows = NDArray[np.int64]
+# Of one bucket, documents are compared with so many that stay: bounds the time where a template's filling differs.
+_RIVALS = 64
+_CHUNK = 1 << 18
+
+
+def near(
+    bands: Iterable[Keys],
+    takes_part: NDArray[np.bool_],
+    preference: NDArray[np.floating],
+    texts: Callable[[Rows], Iterator[str]],
+    config: Dedup,
+    scratch: Path,
+    earlier: int = 0,
+) -> Dropped:
+    """Find the near-duplicates: each document that goes with the similar one that stays, which also names its cluster.
+
+    `bands` are `Fingerprints.bands` in chunks, in the documents' order; rows that do not take part are passed over. Of similar documents
+    the one of the highest `preference` stays, of equals the first; the first `earlier` rows stay whatever happens. `texts` is called once,
+    with the rows whose texts must be compared, in order. Files in the folder `scratch` bound the memory to some numbers per document.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    buckets = scratch / "buckets"
+    roots, is_candidate = _components(bands, takes_part, config, buckets, earlier)
+    rows, kept, similarity = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)], [np.zeros(0)]
+    with (
+        ShingleSets(scratch / "shingles", is_candidate, texts, config.ngram) as sets,
+        Spill(scratch / "components", 3, buckets.stat().st_size // 16) as spill,
+    ):
+        for chunk in _chunks(buckets):
+            spill.add(np.column_stack([roots[chunk[:, 1].astype(np.int64)].astype(np.uint64), chunk]))
+        for part in spill.parts():
+            found = list(_choose_each(part, preference, sets, config.jaccard, earlier))
+            rows.append(np.array([row for row, _, _ in found], np.uint64))
+            kept.append(np.array([row for _, row, _ in found], np.uint64))
+            similarity.append(np.array([alike for _, _, alike in found]))
+            sets.release()
+    buckets.unlink()
+    return in_order(np.concatenate(rows), np.concatenate(kept), np.concatenate(similarity))
+
+
+def choose(
+    keys: Keys, rows: Keys, preference: Mapping[int, float] | NDArray[np.floating], sets: Callable[[int], Keys], least: float, earlier: int
+) -> Iterator[tuple[int, int, float]]:
+    """Yield (row that goes, row that stays, similarity) of connected candidates; row `rows[i]` lies in the bucket `keys[i]`.
+
+    A row is compared with those that stay in its buckets, in the order of preference, up to the first that is similar.
+    """
+    buckets: dict[int, list[int]] = defaultdict(list)
+    for key, row in zip(keys.tolist(), rows.tolist(), strict=True):
+        buckets[row].append(key)
+    order = sorted(buckets, key=lambda row: (row >= earlier, -preference[row], row))
+    place = {row: number for number, row in enumerate(order)}
+    stays: dict[int, list[int]] = defaultdict(list)
+    for row in order:
+        rivals = sorted({other for key in buckets[row] for other in stays[key]}, key=place.__getitem__) if row >= earlier else []
+        match = next(((other, alike) for other in rivals if (alike := jaccard(sets(row), sets(other))) >= least), None)
+        if match:
+            yield row, *match
+        else:
+            for key in buckets[row]:
+                if len(stays[key]) < _RIVALS:
+                    stays[key].append(row)
+
+
+def preferences(
+    keep: str, words: NDArray[np.int64], scores: NDArray[np.floating] | None = None, dates: list[str] | None = None
+) -> NDArray[np.floating]:
+    """Return what `near` prefers for the setting `Dedup.keep`: more words, a higher score, a newer ISO date, or none ("first")."""
+    if keep == "longest":
+        return words.astype(np.float64)
+    if keep == "quality" and scores is not None:
+        return np.nan_to_num(scores, nan=-np.inf)
+    if keep == "newest" and dates is not None:
+        return np.array([float(date[:10].replace("-", "") or 0) if date[:4].isdigit() else 0.0 for date in dates])
+    return np.zeros(len(words))
+
+
+class ShingleSets:
+    """The sorted shingles of the candidates, in a file, so that they need no memory. Use as a context; called with a row."""
+
+    def __init__(self, path: Path, is_candidate: NDArray[np.bool_], texts: Callable[[Rows], Iterator[str]], ngram: int) -> None:
+        self.path, self.offsets = path, np.zeros(len(is_candidate) + 1, np.int64)
+        rows = np.flatnonzero(is_candidate)
+        with path.open("wb", buffering=1 << 20) as file:
+            for row, text in zip(rows.tolist(), texts(rows), strict=True):
+                found = shingles(text, ngram)
+                self.offsets[row + 1] = len(found)
+                file.write(found.data)
+        np.cumsum(self.offsets, out=self.offsets)
+
+    def __enter__(self) -> ShingleSets:
+        with self.path.open("rb") as file:
+            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.offsets[-1] else b""
+        self.values = np.frombuffer(self.map, np.uint64)
+        return self
+
+    def __call__(self, row: int) -> Keys:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    def release(self) -> None:
+        """Let go of the pages that were read."""
+        if isinstance(self.map, mmap.mmap):
+            self.map.madvise(mmap.MADV_DONTNEED)
+
+    def __exit__(self, *error: object) -> None:
+        self.path.unlink()
+
+
+def _components(
+    bands: Iterable[Keys], takes_part: NDArray[np.bool_], config: Dedup, buckets: Path, earlier: int
+) -> tuple[Rows, NDArray[np.bool_]]:
+    """Write the buckets that matter to a file, as pairs (key, row); return each row's component and whether it lies in a bucket."""
+    roots, is_candidate = np.arange(len(takes_part)), np.zeros(len(takes_part), np.bool_)
+    with Spill(buckets.with_name("bands"), 2, int(takes_part.sum()) * config.bands) as spill, buckets.open("wb") as file:
+        for numbers, chunk in numbered(bands, takes_part):
+            spill.add(np.column_stack([chunk.reshape(-1), np.repeat(numbers, chunk.shape[1])]))
+        for part in spill.parts():
+            shared = _shared(part, earlier)
+            rows = shared[:, 1].astype(np.int64)
+            _join(roots, shared[:, 0], rows)
+            is_candidate[rows] = True
+            file.write(shared.data)
+    _flatten(roots)
+    return roots, is_candidate
+
+
+def _shared(part: Keys, earlier: int) -> Keys:
+    """Return the rows (key, row) of buckets that hold several documents, not all of them earlier ones."""
+    starts = run_starts(part[:, 0])
+    sizes = np.diff(starts)
+    matters = (sizes > 1) & (part[starts[1:] - 1, 1] >= earlier)
+    return np.ascontiguousarray(part[np.repeat(matters, sizes)])
+
+
+def _chunks(path: Path) -> Iterator[Keys]:
+    with path.open("rb") as file:
+        while len(piece := np.fromfile(file, np.uint64, 2 * _CHUNK)):
+            yield piece.reshape(-1, 2)
+
+
+def _choose_each(
+    part: Keys, preference: NDArray[np.floating], sets: ShingleSets, least: float, earlier: int
+) -> Iterator[tuple[int, int, float]]:
+    starts = run_starts(part[:, 0]).tolist()
+    for start, end in pairwise(starts):
+        yield from choose(part[start:end, 1], part[start:end, 2], preference, sets, least, earlier)
+
+
+@njit(cache=True)
+def _find(roots, row):  # type: ignore[no-untyped-def]
+    while roots[row] != row:
+        roots[row] = roots[roots[row]]
+        row = roots[row]
+    return row
+
+
+@njit(cache=True)
+def _join(roots, keys, rows):  # type: ignore[no-untyped-def]
+    """Connect neighbouring rows of equal keys."""
+    for position in range(1, len(rows)):
+        if keys[position] == keys[position - 1]:
+            a, b = _find(roots, rows[position - 1]), _find(roots, rows[position])
+            roots[max(a, b)] = min(a, b)
+
+
+@njit(cache=True)
+def _flatten(roots):  # type: ignore[no-untyped-def]
+    """Let every row point at the smallest row of its component."""
+    for row in range(len(roots)):
+        roots[row] = roots[roots[row]]

@@ -1,0 +1,84 @@
+"""Grouping more keys than memory holds: rows are spread over files by their key, then one file at a time is looked at."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openmai.data.dedup.fingerprint import Keys, mix
+
+_ROWS = 1 << 20  # rows of one file, as far as _FILES allow
+_FILES = 256
+
+
+class Spill:
+    """Rows of `columns` 64-bit numbers, grouped by the first. Use as a context; the folder is removed at its end.
+
+    `expected` rows in all decide into how many files they are spread, which changes nothing but speed and memory. With `below`, a bound
+    of the first column, each file holds a range of it and the ranges come in order.
+    """
+
+    def __init__(self, folder: Path, columns: int, expected: int, below: int | None = None) -> None:
+        self.folder, self.columns, self.below = folder, columns, below
+        self.bits = min(_FILES, -(-expected // _ROWS)).bit_length() if expected > _ROWS else 0
+        self.files = [folder / f"{number:03d}" for number in range(1 << self.bits)]
+
+    def __enter__(self) -> Spill:
+        shutil.rmtree(self.folder, ignore_errors=True)  # of an attempt that was killed here
+        self.folder.mkdir(parents=True)
+        self.open = [path.open("wb", buffering=1 << 16) for path in self.files]
+        return self
+
+    def add(self, rows: Keys) -> None:
+        """Take rows of shape (M, columns)."""
+        if self.bits == 0:
+            self.open[0].write(np.ascontiguousarray(rows).data)
+            return
+        where = self._files_of(rows[:, 0])
+        rows = rows[np.argsort(where, kind="stable")]
+        ends = np.cumsum(np.bincount(where, minlength=len(self.files)))
+        for file, piece in zip(self.open, np.split(rows, ends[:-1]), strict=True):
+            file.write(piece.data)
+
+    def parts(self) -> Iterator[Keys]:
+        """Yield one file after the other, sorted by all columns but the last, equal rows in the order in which they came."""
+        for path, file in zip(self.files, self.open, strict=True):
+            file.close()
+            rows = np.fromfile(path, np.uint64).reshape(-1, self.columns)
+            path.unlink()
+            if len(rows):
+                yield rows[np.lexsort(rows.T[-2::-1])]
+
+    def _files_of(self, values: Keys) -> NDArray[np.int64]:
+        if self.below is None:
+            return (mix(values) >> np.uint64(64 - self.bits)).astype(np.int64)
+        return values.astype(np.int64) // -(-self.below // len(self.files))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for file in self.open:
+            file.close()
+        shutil.rmtree(self.folder)
+
+
+def numbered(chunks: Iterable[Keys], takes_part: NDArray[np.bool_]) -> Iterator[tuple[Keys, Keys]]:
+    """Yield, for chunks of keys of shape (M, K) in order, the rows' numbers and keys where they take part and have keys at all."""
+    start = 0
+    for chunk in chunks:
+        rows = np.flatnonzero(takes_part[start : start + len(chunk)] & (chunk[:, 0] != 0))
+        yield (rows + start).astype(np.uint64), chunk[rows]
+        start += len(chunk)
+    if start != len(takes_part):
+        raise ValueError(f"{start} rows of keys for {len(takes_part)} documents")
+
+
+def run_starts(values: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return where runs of equal rows begin, and the end; `values` has shape (M,) or (M, K)."""
+    changes = values[1:] != values[:-1]
+    if changes.ndim > 1:
+        changes = changes.any(axis=1)
+    return np.concatenate([[0], np.flatnonzero(changes) + 1, [len(values)]])
