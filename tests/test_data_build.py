@@ -110,8 +110,8 @@ def test_killed_build_goes_on(built: tuple[list[dict[str, Any]], Path], tmp_path
         "import os, sys, json; from pathlib import Path; from openmai.data.engine import parts; from openmai.data.build import build\n"
         "from openmai.data.config import BuildConfig\n"
         "add, done = parts.Parts.add, []\n"
-        "def add_then_die(self, part, batches):\n"
-        "    add(self, part, batches)\n"
+        "def add_then_die(self, part, batches, schema):\n"
+        "    add(self, part, batches, schema)\n"
         "    done.append(part)\n"
         "    if len(done) == 2: os.kill(os.getpid(), 9)\n"
         "parts.Parts.add = add_then_die\n"
@@ -126,7 +126,7 @@ def test_killed_build_goes_on(built: tuple[list[dict[str, Any]], Path], tmp_path
     from openmai.data.engine import parts
 
     add = parts.Parts.add
-    monkeypatch.setattr(parts.Parts, "add", lambda self, part, batches: (done.append(part), add(self, part, batches))[1])
+    monkeypatch.setattr(parts.Parts, "add", lambda self, part, *rest: (done.append(part), add(self, part, *rest))[1])
     build(config)
     assert len(done) == 3, "five parts in all, two of them finished before the kill"
     assert contents(tmp_path / "out") == contents(whole)
@@ -156,7 +156,7 @@ def annotate_or_misbehave(batch: Any, config: Annotation) -> Any:
             raise MemoryError
     from openmai.data.engine.steps import rejected_batch
 
-    return rejected_batch(batch, "", "")
+    return rejected_batch(batch, "", "", config)
 
 
 def test_deadly_pages_cost_only_themselves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,7 @@ class Work:
 
 
 @contextmanager
-def create(out: Path, *, kind: str, version: int, config: Config, inputs: Sequence[Artifact | Path] = ()) -> Iterator[Work]:
+def create(out: Path, *, kind: str, version: int | str, config: Config, inputs: Sequence[Artifact | Path] = ()) -> Iterator[Work]:
     """Begin, resume or recognise the artifact of `kind` at `out`.
 
     Its key is the hash of kind, `version` (raised by the stage's author when its output changes), the configuration without `out`,

@@ -55,6 +55,8 @@ class BuildConfig(Annotation):
     """limits for web pages"""
     docs: Thresholds = DOCS
     """limits for reference documentation"""
+    earlier: list[Path] = []
+    """documents artifacts of earlier builds: what they hold already is not taken again"""
     part_records: int = Field(default=200, ge=1)
     """records per part, the unit of resume"""
     shard_megabytes: float = Field(default=128.0, gt=0)

@@ -29,16 +29,6 @@ SCHEMA = pa.schema(
 )
 # A document that is dropped, or may yet be: the same, and which rule dropped it and why; both are "" in a document that stays.
 REJECTED_SCHEMA = SCHEMA.append(pa.field("rule", pa.string())).append(pa.field("reason", pa.string()))
-# An annotated document: the same, and the keys by which duplicates are found.
-PART_SCHEMA = pa.schema(
-    [
-        *REJECTED_SCHEMA,
-        pa.field("exact", pa.binary(16)),
-        pa.field("bands", pa.list_(pa.uint64())),
-        pa.field("paragraphs", pa.list_(pa.uint64())),
-        pa.field("lines", pa.list_(pa.uint64())),
-    ]
-)
 RAW_SCHEMA = pa.schema(
     [
         ("content", pa.binary()),

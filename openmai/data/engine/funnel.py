@@ -21,6 +21,9 @@ STEPS = {
 }
 
 
+_COUNTS = ("read", "raw_bytes", "text_bytes", "lost_bytes", "kept", "kept_bytes")
+
+
 class Funnel:
     """Counts documents and UTF-8 bytes of text per step, rule and source."""
 
@@ -53,6 +56,27 @@ class Funnel:
         """Count a document that stays."""
         self.kept[row["source"]] += 1
         self.kept_bytes[row["source"]] += _size(row["text"])
+
+    def plain(self) -> dict[str, Any]:
+        """Return the counts as plain values."""
+        return {name: getattr(self, name) for name in _COUNTS} | {"dropped": self.dropped}
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Funnel:
+        """Return the funnel of plain values."""
+        funnel = cls()
+        for name in _COUNTS:
+            getattr(funnel, name).update(values[name])
+        for rule, counts in values["dropped"].items():
+            funnel.dropped[rule].update(counts)
+        return funnel
+
+    def add(self, other: Funnel) -> None:
+        """Count what `other` counted."""
+        for name in _COUNTS:
+            getattr(self, name).update(getattr(other, name))
+        for rule, counts in other.dropped.items():
+            self.dropped[rule].update(counts)
 
     def summary(self) -> dict[str, Any]:
         """Return all counts; documents and bytes add up from step to step."""

@@ -24,15 +24,19 @@ from openmai.base.errors import OpenmaiError
 from openmai.base.files import atomic_file, hash_file, hash_inputs, hash_value
 from openmai.base.progress import say
 from openmai.data.config import Annotation, BuildConfig
-from openmai.data.document import PART_SCHEMA, Raw, raw_batch
+from openmai.data.document import Raw, raw_batch
 from openmai.data.engine.pool import Pool
+from openmai.data.engine.steps import part_schema
 from openmai.data.read.config import Source
 from openmai.data.read.files import Damaged
 from openmai.data.read.sources import license_of, read
 
 _BATCH_ROWS, _BATCH_BYTES = 64, 1 << 20
 _ABOUT = b"openmai.part"
-_CODE = ("document.py", "engine/steps.py", "read", "extract", "filter", "dedup")  # what decides about a part's content
+# What decides about a part's content, and what besides about a build's.
+_PART_CODE = ("document.py", "engine/steps.py", "read", "extract", "filter", "dedup/fingerprint.py")
+_BUILD_CODE = ("build.py", "dedup", "engine")
+_NOT_PART_CODE = ("filter/rules.py", "filter/config.py")
 _LIBRARIES = ("resiliparse", "fastwarc", "py3langid")
 _MAX_DAMAGES = 20
 
@@ -72,11 +76,11 @@ class Parts:
             raise OpenmaiError(f"{self.path(key)}: damaged; delete it, and it is made again") from None
         return Part(**json.loads(about))
 
-    def add(self, part: Part, batches: list[pa.RecordBatch]) -> None:
+    def add(self, part: Part, batches: list[pa.RecordBatch], schema: pa.Schema) -> None:
         """Store a part's documents, whole or not at all."""
-        schema = PART_SCHEMA.with_metadata({_ABOUT: json.dumps(asdict(part))})
+        table = pa.Table.from_batches(batches, schema=schema).replace_schema_metadata({_ABOUT: json.dumps(asdict(part))})
         with atomic_file(self.path(part.key)) as file:
-            pq.write_table(pa.Table.from_batches(batches, schema=PART_SCHEMA).cast(schema), file, compression="zstd", compression_level=1)
+            pq.write_table(table, file, compression="zstd", compression_level=1)
 
 
 def annotate_file(config: BuildConfig, source: Source, file: Path, parts: Parts, pool: Pool) -> Iterator[Part]:
@@ -97,13 +101,19 @@ def annotate_file(config: BuildConfig, source: Source, file: Path, parts: Parts,
             text_bytes = sum(batch["text"].nbytes for batch in batches)
             count = sum(batch.num_rows for batch in batches)
             part = Part(key, file.name, source.name, start, count, text_bytes, records.is_at_end, records.damages)
-            parts.add(part, batches)
+            parts.add(part, batches, part_schema(config))
         yield part
         if part.is_last:
             if part.damages:
                 say(f"{file}: {'; '.join(part.damages)}; the rest is kept (on_error: skip)")
             return
         index += 1
+
+
+def annotate_whole_file(config: BuildConfig, source: Source, file: Path, folder: Path) -> list[Part]:
+    """Annotate a file with workers of its own: a task on a cluster."""
+    with Pool(config.workers, config) as pool:
+        return list(annotate_file(config, source, file, Parts(folder), pool))
 
 
 def _check_damages(damages: list[str], file: Path, source: Source) -> None:
@@ -168,7 +178,7 @@ def _key(config: BuildConfig, source: Source, file: Path) -> str:
     facts: dict[str, Any] = source.model_dump(include={"name", "license", "text_field", "on_error"})
     limit = source.huggingface.limit if source.huggingface else None
     annotation = hash_value([{name: _plain(getattr(config, name)) for name in Annotation.model_fields}])
-    return hash_value([hash_file(file), file.name, facts, license_of(source), limit, config.part_records, annotation, code_version()])
+    return hash_value([hash_file(file), file.name, facts, license_of(source), limit, config.part_records, annotation, part_code()])
 
 
 def _plain(value: Any) -> Any:
@@ -179,11 +189,20 @@ def _plain(value: Any) -> Any:
 
 
 @cache
-def code_version() -> str:
+def part_code() -> str:
     """Return the hash of the code and the libraries that decide about a part's content."""
+    return hash_value([_hash_code(_PART_CODE, _NOT_PART_CODE), [version(name) for name in _LIBRARIES]])
+
+
+def build_code() -> str:
+    """Return the hash of the code that decides about a build."""
+    return hash_value([part_code(), _hash_code(_NOT_PART_CODE + _BUILD_CODE)])
+
+
+def _hash_code(names: tuple[str, ...], without: tuple[str, ...] = ()) -> str:
     root = Path(__file__).parents[1]
-    files = [file for name in _CODE for file in ([root / name] if name.endswith(".py") else sorted((root / name).rglob("*.py")))]
-    return hash_value([hash_inputs([file for file in files if file.name != "__init__.py"]), [version(name) for name in _LIBRARIES]])
+    files = [file for name in names for file in ([root / name] if name.endswith(".py") else sorted((root / name).rglob("*.py")))]
+    return hash_inputs([file for file in files if str(file.relative_to(root)) not in without])
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

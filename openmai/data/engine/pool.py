@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from openmai.data.config import Annotation, Limits
+from openmai.data.document import Raw, raw_batch
 from openmai.data.engine.steps import annotate, rejected_batch
 
 _NO_MEMORY = 77
@@ -116,7 +117,7 @@ class Pool:
             raise RuntimeError("a data worker does not start; its error stands above")
         self.workers.remove(worker)
         worker.pipe.close()
-        return rejected_batch(batch, *_cause(worker.process.exitcode, self.config.limits)) if batch.num_rows == 1 else None
+        return rejected_batch(batch, *_cause(worker.process.exitcode, self.config.limits), self.config) if batch.num_rows == 1 else None
 
 
 def _cause(exit_code: int, limits: Limits) -> tuple[str, str]:
@@ -143,6 +144,9 @@ def _work(pipe: Connection, config: Annotation) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    annotate(
+        raw_batch([Raw(b"<p>Compiled loops and models are loaded before any page's time is counted.</p>", "", "text/html")], "", ""), config
+    )
     pipe.send(_READY)
     while True:
         try:

@@ -1,7 +1,8 @@
 """The steps that look at one document at a time: STEPS, a list of functions that each fill in something about a batch of documents.
 
-`annotate` turns a batch of RAW_SCHEMA into one of PART_SCHEMA. Nothing is removed here: a page that cannot be used gets its `rule` and
-`reason`, and the later steps pass it over; so a threshold can change without extracting anything anew. Steps know no engine and no files.
+`annotate` turns a batch of RAW_SCHEMA into one of `part_schema`: documents and the keys by which duplicates are found. Nothing is
+removed here: a page that cannot be used gets its `rule` and `reason`, and the later steps pass it over; so a threshold can change without
+extracting anything anew. Steps know no engine and no files.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from openmai.data.config import Annotation
-from openmai.data.document import PART_SCHEMA, document_id
+from openmai.data.dedup import fingerprint
+from openmai.data.document import REJECTED_SCHEMA, document_id
 from openmai.data.extract import clean, pydoc_pages
 from openmai.data.extract.html import ExtractError, decode, extract, no_hint
 from openmai.data.filter.language import identify
@@ -22,7 +24,6 @@ from openmai.data.filter.metrics import measure
 Row = dict[str, Any]
 _HTML = {"text/html", "application/xhtml+xml"}
 _TEXT = {"text/plain", "text/markdown", "text/x-rst"}
-_EMPTY = {"exact": b"\0" * 16, "bands": [], "paragraphs": [], "lines": []}
 
 
 def annotate(batch: pa.RecordBatch, config: Annotation) -> pa.RecordBatch:
@@ -31,7 +32,12 @@ def annotate(batch: pa.RecordBatch, config: Annotation) -> pa.RecordBatch:
     usable = [row for row in rows if not row["rule"]]
     for step in STEPS:
         step(usable, config)
-    return _batch(rows)
+    return _batch(rows, config)
+
+
+def part_schema(config: Annotation) -> pa.Schema:
+    """Return the columns of annotated documents."""
+    return pa.unify_schemas([REJECTED_SCHEMA, fingerprint.schema(config.dedup)])
 
 
 def language(rows: list[Row], config: Annotation) -> None:
@@ -49,9 +55,9 @@ def metrics(rows: list[Row], config: Annotation) -> None:
 STEPS: list[Callable[[list[Row], Annotation], None]] = [language, metrics]
 
 
-def rejected_batch(batch: pa.RecordBatch, rule: str, reason: str) -> pa.RecordBatch:
+def rejected_batch(batch: pa.RecordBatch, rule: str, reason: str, config: Annotation) -> pa.RecordBatch:
     """Return a batch of raw records, all rejected for the same reason."""
-    return _batch([_document(row, rule, reason) for row in batch.to_pylist()])
+    return _batch([_document(row, rule, reason) for row in batch.to_pylist()], config)
 
 
 def _extract(row: Row, config: Annotation) -> Row:
@@ -96,9 +102,10 @@ def _document(row: Row, rule: str = "", reason: str = "", text: str = "", title:
         "rule": rule,
         "reason": reason,
         **{name: row[name] for name in ("url", "source", "license", "date")},
-        **_EMPTY,
     }
 
 
-def _batch(rows: list[Row]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([row | {"scores": list(row["scores"].items())} for row in rows], schema=PART_SCHEMA)
+def _batch(rows: list[Row], config: Annotation) -> pa.RecordBatch:
+    documents = pa.RecordBatch.from_pylist([row | {"scores": list(row["scores"].items())} for row in rows], schema=REJECTED_SCHEMA)
+    keys = fingerprint.fingerprint([row["text"] for row in rows], config.dedup)
+    return pa.RecordBatch.from_arrays([*documents.columns, *keys.columns().values()], schema=part_schema(config))
