@@ -4,8 +4,11 @@ Everything here looks at one document at a time, so that it runs in the workers;
 repeated.py) sees nothing but these keys. A text is what its words are: case, layout and punctuation make no difference. Scripts that put
 no spaces between words count every character as a word. All arithmetic is on integers modulo 2^64, the same in every process.
 
-Broder 1997, "On the resemblance and containment of documents"; multiply-shift permutations: Dietzfelbinger et al. 1997; 14 bands of
-8 rows: FineWeb (arXiv:2406.17557); 26 of 11: Dolma 3.
+Texts are in Unicode form C, as extract/clean.py leaves them.
+
+Broder 1997, "On the resemblance and containment of documents"; linear permutations: Bohman, Cooper, Frieze 2000, "Min-wise independent
+linear permutations" (here modulo 2^32; the test compares the variance with that of independent ones); 14 bands of 8 rows: FineWeb
+(arXiv:2406.17557); 26 of 11: Dolma 3.
 """
 
 from __future__ import annotations
@@ -126,7 +129,8 @@ def drop(text: str, paragraphs: NDArray[np.int64], lines: NDArray[np.int64]) -> 
 
     A paragraph is what stands between blank lines; a fenced block of code is never torn apart.
     """
-    _, belongs, _ = _layout(_codes(text))
+    codes = _codes(text)
+    belongs, _ = _layout(codes, _words(codes, _folds())[1])
     gone = np.isin(belongs, paragraphs) | np.isin(np.arange(len(belongs)), lines)
     kept: list[str] = []
     for line, number, away in zip(text.split("\n"), belongs.tolist(), gone.tolist(), strict=True):
@@ -152,9 +156,6 @@ _mix = njit(cache=True)(mix)
 
 
 def _codes(text: str) -> NDArray[np.uint32]:
-    """Return the code points of a text in Unicode form C, which changes neither the number of lines nor which are blank."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", text)
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
@@ -173,9 +174,9 @@ def _folds() -> NDArray[np.uint32]:
 
 
 @cache
-def _permutations(count: int) -> tuple[Keys, Keys]:
-    parameters = np.random.Generator(np.random.PCG64(1)).integers(0, 2**64, (2, count), dtype=np.uint64)
-    return parameters[0] | np.uint64(1), parameters[1]
+def _permutations(count: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    multipliers, offsets = np.random.Generator(np.random.PCG64(1)).integers(0, 2**32, (2, count), dtype=np.uint32)
+    return multipliers | np.uint32(1), offsets
 
 
 def _lists(keys: list[Keys]) -> Lists:
@@ -184,63 +185,62 @@ def _lists(keys: list[Keys]) -> Lists:
 
 
 @njit(cache=True)
-def _layout(codes):  # type: ignore[no-untyped-def]
-    """Return for each line its end, its paragraph (-1: blank, between paragraphs), and whether it is prose: neither code nor a table."""
-    count = 1
+def _words(codes, folds):  # type: ignore[no-untyped-def]
+    """Return the hashes of the words, and for each line its end and how many words there are up to it."""
+    lines = 1
     for code in codes:
-        count += code == _NEWLINE
-    ends, belongs, prose = np.empty(count, np.int64), np.empty(count, np.int64), np.empty(count, np.bool_)
-    line, start, paragraph, inside, fenced = 0, 0, -1, False, False
-    for position in range(len(codes) + 1):
-        if position < len(codes) and codes[position] != _NEWLINE:
+        lines += code == _NEWLINE
+    words, ends, until = np.empty(len(codes), np.uint64), np.empty(lines, np.int64), np.empty(lines, np.int64)
+    count, line, word = 0, 0, _SEED
+    for position in range(len(codes)):
+        code = codes[position]
+        fold = folds[code] if code < _KNOWN else _ALONE | code
+        if 0 < fold < _ALONE:
+            word = (word ^ np.uint64(fold)) * _FACTOR
             continue
-        first = start
-        while first < position and (codes[first] == _SPACE or codes[first] == _TAB or codes[first] == _RETURN):
-            first += 1
-        fence = position - first >= 3 and codes[first] == _TICK and codes[first + 1] == _TICK and codes[first + 2] == _TICK
-        blank = first == position and not fenced
-        if not blank and not inside:
-            paragraph += 1
-        inside = not blank
-        ends[line], belongs[line] = position, -1 if blank else paragraph
-        prose[line] = not (blank or fenced or fence or codes[first] == _BAR)
-        fenced ^= fence
-        line, start = line + 1, position + 1
-    return ends, belongs, prose
-
-
-@njit(cache=True)
-def _words(codes, folds, ends):  # type: ignore[no-untyped-def]
-    """Return the hashes of the words, and for each line how many words there are up to its end."""
-    words, until = np.empty(len(codes), np.uint64), np.empty(len(ends), np.int64)
-    count, start = 0, 0
-    for line in range(len(ends)):
-        word = _SEED
-        for position in range(start, ends[line]):
-            code = codes[position]
-            fold = folds[code] if code < _KNOWN else _ALONE | code
-            if 0 < fold < _ALONE:
-                word = (word ^ np.uint64(fold)) * _FACTOR
-                continue
-            if word != _SEED:
-                words[count] = _mix(word)
-                count += 1
-                word = _SEED
-            if fold:
-                words[count] = _mix((_SEED ^ np.uint64(fold)) * _FACTOR)
-                count += 1
         if word != _SEED:
             words[count] = _mix(word)
             count += 1
-        until[line], start = count, ends[line] + 1
-    return words[:count], until
+            word = _SEED
+        if fold:
+            words[count] = _mix((_SEED ^ np.uint64(fold)) * _FACTOR)
+            count += 1
+        if code == _NEWLINE:
+            ends[line], until[line] = position, count
+            line += 1
+    if word != _SEED:
+        words[count] = _mix(word)
+        count += 1
+    ends[line], until[line] = len(codes), count
+    return words[:count], ends, until
+
+
+@njit(cache=True)
+def _layout(codes, ends):  # type: ignore[no-untyped-def]
+    """Return for each line its paragraph (-1: blank, between paragraphs), and whether it is prose: neither code nor a table."""
+    belongs, prose = np.empty(len(ends), np.int64), np.empty(len(ends), np.bool_)
+    start, paragraph, inside, fenced = 0, -1, False, False
+    for line in range(len(ends)):
+        end = ends[line]
+        while start < end and (codes[start] == _SPACE or codes[start] == _TAB or codes[start] == _RETURN):
+            start += 1
+        fence = end - start >= 3 and codes[start] == _TICK and codes[start + 1] == _TICK and codes[start + 2] == _TICK
+        blank = start == end and not fenced
+        if not blank and not inside:
+            paragraph += 1
+        inside = not blank
+        belongs[line] = -1 if blank else paragraph
+        prose[line] = not (blank or fenced or fence or codes[start] == _BAR)
+        fenced ^= fence
+        start = end + 1
+    return belongs, prose
 
 
 @njit(cache=True)
 def _fingerprint(codes, folds, ngram, multipliers, offsets, paragraph_chars, line_chars, exact, bands):  # type: ignore[no-untyped-def]
     """Write the exact and band keys; return the number of words, the keys of the paragraphs and those of the lines."""
-    ends, belongs, prose = _layout(codes)
-    words, until = _words(codes, folds, ends)
+    words, ends, until = _words(codes, folds)
+    belongs, prose = _layout(codes, ends)
     if len(words):
         exact[0], exact[1] = _exact(words)
         if len(multipliers):
@@ -252,7 +252,7 @@ def _fingerprint(codes, folds, ngram, multipliers, offsets, paragraph_chars, lin
 @njit(cache=True)
 def _hashes(codes, folds, ngram):  # type: ignore[no-untyped-def]
     """Return the hashes of the word n-grams of a text."""
-    return _shingles(_words(codes, folds, np.array([len(codes)]))[0], ngram)
+    return _shingles(_words(codes, folds)[0], ngram)
 
 
 @njit(cache=True)
@@ -312,10 +312,12 @@ def _shingles(words, ngram):  # type: ignore[no-untyped-def]
     if size == 0:
         return words
     hashes = np.empty(len(words) - size + 1, np.uint64)
-    for start in range(len(hashes)):
-        total = _ZERO
-        for position in range(start, start + size):
-            total = (total + words[position]) * _FACTOR
+    total, highest = _ZERO, _ONE  # a polynomial in _FACTOR, and its highest power
+    for position in range(size):
+        total, highest = total * _FACTOR + words[position], highest * _FACTOR
+    hashes[0] = _mix(total)
+    for start in range(1, len(hashes)):
+        total = total * _FACTOR + words[start + size - 1] - words[start - 1] * highest
         hashes[start] = _mix(total)
     return hashes
 
@@ -323,16 +325,15 @@ def _shingles(words, ngram):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def _bands(hashes, multipliers, offsets, keys):  # type: ignore[no-untyped-def]
     """Write the keys of the bands: hashes of their rows, the minima of the shingles under one permutation each."""
-    lowest = np.full(len(multipliers), np.uint64(2**64 - 1))
-    for value in hashes:
-        short = value >> _HALF
-        for row in range(len(multipliers)):
-            lowest[row] = min(lowest[row], (short * multipliers[row] + offsets[row]) >> _HALF)
+    short = (hashes >> _HALF).astype(np.uint32)
     rows = len(multipliers) // len(keys)
     for band in range(len(keys)):
         key = np.uint64(band + 1)
         for row in range(band * rows, (band + 1) * rows):
-            key = _mix(key * _FACTOR + lowest[row])
+            lowest = np.uint32(0xFFFFFFFF)
+            for value in short:
+                lowest = min(lowest, np.uint32(value * multipliers[row] + offsets[row]))
+            key = _mix(key * _FACTOR + np.uint64(lowest))
         keys[band] = max(key, _ONE)
 
 
