@@ -18,7 +18,7 @@ class Overlap(Config):
     """length of an n-gram; 13 words are GPT-3's (arXiv:2005.14165, appendix C), 50 characters GPT-4's (arXiv:2303.08774)"""
     unit: Literal["word", "char"] = "word"
     """n-grams of words, or of letters and digits without spaces"""
-    threshold: float = Field(default=0.5, gt=0, le=1)
+    threshold: float = Field(default=0.3, gt=0, le=1)
     """share of an item's n-grams, each weighted by 1 / (items that have it), from which a document holds the item"""
     short: int = Field(default=13, ge=2, le=64)
     """questions of fewer words (or than one n-gram) are looked for whole, together with their answer"""
@@ -27,7 +27,7 @@ class Overlap(Config):
     min_words_alone: int = Field(default=8, ge=1)
     """the same for a short question without an answer"""
     answer_window: int = Field(default=60, ge=1)
-    """an answer stands within this many words of its question"""
+    """an answer stands within this many words of its question, not counting the choices"""
 
 
 class Fields(Config):

@@ -41,10 +41,11 @@ class Hit:
 
 @dataclass(frozen=True)
 class _Short:
-    """What must stand near a short question: its answer, or all its choices."""
+    """What must stand near a short question of `length` words, in the `window` of words after it: its answer, or all its choices."""
 
     item: int
     length: int
+    window: int
     parts: tuple[Hashes, ...]
 
 
@@ -113,7 +114,8 @@ class Contamination:
     def _near(self, number: int, length: int, is_common: bool) -> _Short:
         item = self.items[number]
         parts = (item.answer, *item.choices) if is_common else (item.answer,)
-        return _Short(number, length, tuple(words for part in parts if len(words := split(part).hashes)))
+        window = self.overlap.answer_window + sum(len(split(choice)) + 1 for choice in item.choices)
+        return _Short(number, length, window, tuple(words for part in parts if len(words := split(part).hashes)))
 
     def check(self, text: str | bytes | NDArray[np.uint8]) -> list[Hit]:
         """Return the items that `text` (UTF-8 if bytes) holds, the best first."""
@@ -148,7 +150,7 @@ class Contamination:
         for phrase, begin in zip(phrases.tolist(), begins.tolist(), strict=True):
             for short in self._short[phrase]:
                 end = begin + short.length
-                near = words.hashes[end : end + self.overlap.answer_window]
+                near = words.hashes[end : end + short.window]
                 if short.item not in best and short.item not in self._passages and all(_contains(near, part) for part in short.parts):
                     best[short.item] = self._hit(short.item, 1.0, words, words, begin, short.length)
         return list(best.values())

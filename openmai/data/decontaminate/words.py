@@ -19,7 +19,7 @@ Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
 
 _SEPARATOR, _NOTHING, _POOL = 0, 1, 1 << 31
-_ROOM = 4096
+_ROOM = 1024
 _TABLE = 0x20000  # code points beyond are ideographs, which fold to themselves
 _VANISH = frozenset("'’‘ʼ＇`´\u00ad\u200b\u200c\u200d\u2060\ufeff")
 _WORD = np.uint64(0x9FB21C651E98DF25)
@@ -201,14 +201,13 @@ class Keys:
 
     def find(self, words: Hashes, n: int) -> tuple[Places, Places]:
         """Return which keys occur among the n-grams of `words`, and at which word each: two arrays of equal length."""
-        parts, at, full = [], 0, True
-        while full:
+        parts, at = [], 0
+        while True:
             found, places = np.empty(_ROOM, np.int64), np.empty(_ROOM, np.int64)
             count, at = _find(words, at, n, self.hashes, self.bits, self.shift, found, places)
             parts.append((found[:count], places[:count]))
-            full = count == _ROOM
-        found, places = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        return found, places
+            if count < _ROOM:
+                return _joined(parts)
 
 
 class Phrases:
@@ -236,11 +235,19 @@ class Phrases:
 
     def find(self, words: Hashes) -> tuple[Places, Places]:
         """Return the numbers of the phrases found, and at which word each."""
-        parts = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+        parts = []
         for size, (begins, masks) in self.begins.items():
-            parts.append(_complete(words, *begins.find(words, size), masks, self.keys))
-        found, places = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        return found, places
+            found, places = begins.find(words, size)
+            if len(found):
+                parts.append(_complete(words, found, places, masks, self.keys))
+        return _joined(parts or [(np.empty(0, np.int64), np.empty(0, np.int64))])
+
+
+def _joined(parts: list[tuple[Places, Places]]) -> tuple[Places, Places]:
+    if len(parts) == 1:
+        return parts[0]
+    found, places = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return found, places
 
 
 @njit(cache=True, nogil=True)
