@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,42 +26,45 @@ class Spill:
 
     def __init__(self, folder: Path, columns: int, expected: int, below: int | None = None) -> None:
         self.folder, self.columns, self.below = folder, columns, below
-        self.bits = min(_FILES, -(-expected // _ROWS)).bit_length() if expected > _ROWS else 0
-        self.files = [folder / f"{number:03d}" for number in range(1 << self.bits)]
+        self.bits = (min(_FILES, max(1, -(-expected // _ROWS))) - 1).bit_length()
+        self.open: dict[int, BinaryIO] = {}
 
     def __enter__(self) -> Spill:
         shutil.rmtree(self.folder, ignore_errors=True)  # of an attempt that was killed here
         self.folder.mkdir(parents=True)
-        self.open = [path.open("wb", buffering=1 << 16) for path in self.files]
         return self
 
     def add(self, rows: Keys) -> None:
         """Take rows of shape (M, columns)."""
-        if self.bits == 0:
-            self.open[0].write(np.ascontiguousarray(rows).data)
-            return
         where = self._files_of(rows[:, 0])
         rows = rows[np.argsort(where, kind="stable")]
-        ends = np.cumsum(np.bincount(where, minlength=len(self.files)))
-        for file, piece in zip(self.open, np.split(rows, ends[:-1]), strict=True):
-            file.write(piece.data)
+        ends = np.cumsum(np.bincount(where, minlength=1 << self.bits))
+        for number, piece in enumerate(np.split(rows, ends[:-1])):
+            if len(piece):
+                self._file(number).write(piece.data)
 
     def parts(self) -> Iterator[Keys]:
         """Yield one file after the other, sorted by all columns but the last, equal rows in the order in which they came."""
-        for path, file in zip(self.files, self.open, strict=True):
-            file.close()
-            rows = np.fromfile(path, np.uint64).reshape(-1, self.columns)
-            path.unlink()
-            if len(rows):
-                yield rows[np.lexsort(rows.T[-2::-1])]
+        for number in sorted(self.open):
+            self.open[number].close()
+            rows = np.fromfile(self.folder / str(number), np.uint64).reshape(-1, self.columns)
+            (self.folder / str(number)).unlink()
+            yield rows[np.lexsort(rows.T[-2::-1])]
+
+    def _file(self, number: int) -> BinaryIO:
+        if number not in self.open:
+            self.open[number] = (self.folder / str(number)).open("wb", buffering=1 << 16)
+        return self.open[number]
 
     def _files_of(self, values: Keys) -> NDArray[np.int64]:
+        if self.bits == 0:
+            return np.zeros(len(values), np.int64)
         if self.below is None:
             return (mix(values) >> np.uint64(64 - self.bits)).astype(np.int64)
-        return values.astype(np.int64) // -(-self.below // len(self.files))
+        return values.astype(np.int64) // -(-self.below >> self.bits)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for file in self.open:
+        for file in self.open.values():
             file.close()
         shutil.rmtree(self.folder)
 
