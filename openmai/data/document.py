@@ -41,6 +41,7 @@ RAW_SCHEMA = pa.schema(
         ("date", pa.string()),
         ("meta", pa.string()),
         ("headers", pa.string()),
+        ("problem", pa.string()),
         ("file", pa.string()),
         ("record", pa.int64()),
     ]
@@ -52,7 +53,8 @@ class Raw:
     """One record as a reader found it: bytes of HTML or text, and what is known about them.
 
     `date` is an ISO day or none; `meta` and `headers` are JSON objects: other columns of a table, and the HTTP headers that say how a page
-    may be used (names in lower case: x-robots-tag, tdm-reservation, tdm-policy, content-language, last-modified).
+    may be used (names in lower case: x-robots-tag, tdm-reservation, tdm-policy, content-language, last-modified). `problem` is "" or
+    "rule: reason": what was found cannot be used, and the document is rejected so.
     """
 
     content: bytes
@@ -64,6 +66,7 @@ class Raw:
     license: str = ""
     meta: str = "{}"
     headers: str = "{}"
+    problem: str = ""
 
 
 def raw_batch(records: list[Raw], source: str, license: str, file: str = "", start: int = 0) -> pa.RecordBatch:

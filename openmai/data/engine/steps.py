@@ -74,6 +74,8 @@ def _extract(row: Row, config: Annotation) -> Row:
 def _text(row: Row, config: Annotation) -> tuple[str, str]:
     """Return (title, text) of a raw record; raises ExtractError."""
     content, mime, limits = row["content"], row["mime"], config.limits
+    if row["problem"]:
+        raise ExtractError(*row["problem"].split(": ", 1))
     if row["status"] != 200:
         raise ExtractError("extract.status", f"HTTP status {row['status']}")
     if mime not in _HTML | _TEXT:

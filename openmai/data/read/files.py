@@ -1,95 +1,144 @@
-"""Readers for JSON lines, Parquet, text and HTML files."""
+"""Readers for text, Markdown, HTML, JSON lines and Parquet files, and what every reader says of damage."""
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from openmai.base.errors import OpenmaiError
 from openmai.data.document import Raw
 from openmai.data.read.config import Source
+from openmai.data.read.stream import Stream
 
+MAX_BYTES = 64 << 20
+"""content of one record; what is larger is rejected as extract.size and not read into memory"""
+_MAX_JSON = 1 << 28
 # Keys that go into the document's own columns; everything else goes into its `meta`.
 _KNOWN = ("url", "date", "license")
+_TOO_LARGE = f"extract.size: more than {MAX_BYTES >> 20} MB"
 
 
 class Damaged(Exception):
     """A file that cannot be read on from here; the message says why."""
 
 
-def read_text(file: Path, source: Source) -> Iterator[Raw]:
+@dataclass(frozen=True)
+class Gap:
+    """A damaged place that a reader passed over; the message says what is lost and where."""
+
+    message: str
+
+
+def read_text(file: Path, source: Source) -> Iterator[Raw | Gap]:
     """Yield a text or Markdown file as one record."""
-    yield Raw(content=file.read_bytes(), url=file.name, mime="text/plain", charset="")
+    yield _whole(file, "text/plain")
 
 
-def read_html(file: Path, source: Source) -> Iterator[Raw]:
+def read_html(file: Path, source: Source) -> Iterator[Raw | Gap]:
     """Yield an HTML file as one record."""
-    yield Raw(content=file.read_bytes(), url=file.name, mime="text/html", charset="")
+    yield _whole(file, "text/html")
 
 
-def read_json(file: Path, source: Source) -> Iterator[Raw]:
-    """Yield the objects of JSON lines, or of one JSON array or object."""
-    if file.name.lower().endswith(".json"):
-        try:
-            value = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise Damaged(f"not valid JSON: {error}") from None
-        rows = value if isinstance(value, list) else [value]
-        yield from (_row(row, f"{file.name}#{number}", source) for number, row in enumerate(rows))
-        return
-    for number, line in enumerate(_lines(file)):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            raise Damaged(f"line {number + 1} is not valid JSON") from None
-        yield _row(row, f"{file.name}#{number}", source)
+def read_json(file: Path, source: Source) -> Iterator[Raw | Gap]:
+    """Yield the values of a JSON array, or one JSON value."""
+    with open(file, "rb") as data:
+        content = _content(Stream(data), _MAX_JSON)
+    if content is None:
+        raise Damaged(f"larger than {_MAX_JSON >> 20} MB in one JSON value; turn it into JSON lines")
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"not valid JSON: {_short(error)}") from None
+    for number, row in enumerate(value if isinstance(value, list) else [value]):
+        yield _row(row, file, number, source, number == 0)
 
 
-def read_parquet(file: Path, source: Source) -> Iterator[Raw]:
+def read_lines(file: Path, source: Source) -> Iterator[Raw | Gap]:
+    """Yield the objects of JSON lines; a line that is none is a gap."""
+    is_first = True
+    with open(file, "rb") as data:
+        stream = Stream(data)
+        for place, line in enumerate(stream.lines(MAX_BYTES)):
+            if line is None:
+                yield Raw(b"", f"{file.name}#{place}", problem=_TOO_LARGE)
+            elif line.strip():
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    yield Gap(f"line {place + 1} is not valid JSON ({_short(error)})")
+                    continue
+                yield _row(row, file, place, source, is_first)
+                is_first = False
+        if stream.problem:
+            raise Damaged(f"{stream.problem} at byte {stream.position} of its text")
+
+
+def read_parquet(file: Path, source: Source) -> Iterator[Raw | Gap]:
     """Yield the rows of a Parquet file, in batches that bound the memory."""
+    number = 0
     try:
-        table = pq.ParquetFile(file)
-        number = 0
-        for batch in table.iter_batches(batch_size=1000):
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=100):
             for row in batch.to_pylist():
-                yield _row(row, f"{file.name}#{number}", source)
+                yield _row(row, file, number, source, number == 0)
                 number += 1
-    except (pa.ArrowInvalid, OSError) as error:
-        raise Damaged(f"not readable as Parquet: {' '.join(str(error).split())[:200]}") from None
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise Damaged(f"not readable as Parquet after {number} rows: {_short(error)}") from None
 
 
-def _row(row: Any, place: str, source: Source) -> Raw:
-    text = row.get(source.text_field) if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise OpenmaiError(f"{place}: no text in '{source.text_field}' (source '{source.name}'), found {found}; set text_field")
-    known = {name: row[name] if isinstance(row.get(name), str) else "" for name in _KNOWN}
-    rest = {key: value for key, value in row.items() if key not in (source.text_field, *_KNOWN)}
-    meta = json.dumps(rest, ensure_ascii=False, sort_keys=True, default=str)
-    content = text.encode("utf-8", errors="replace")
-    return Raw(content=content, url=known["url"] or place, date=known["date"], license=known["license"], meta=meta)
+def _whole(file: Path, mime: str) -> Raw:
+    with open(file, "rb") as data:
+        stream = Stream(data)
+        content = _content(stream, MAX_BYTES)
+    return Raw(content or b"", file.name, mime, charset="", problem=_TOO_LARGE if content is None else "")
 
 
-def _lines(file: Path) -> Iterator[bytes]:
-    name = file.name.lower()
+def _content(stream: Stream, limit: int) -> bytes | None:
+    """Return all of a stream, None if it is more than `limit`. Raises Damaged if it breaks."""
+    if stream.ensure(limit + 1):
+        return None
+    if stream.problem:
+        raise Damaged(stream.problem)
+    return stream.take(len(stream.buffer))
+
+
+def _row(row: Any, file: Path, number: int, source: Source, is_first: bool) -> Raw:
+    """Return a row of a table. One without the text field is a mistake in the source's settings if it is the first, else it is rejected."""
+    place, field = f"{file.name}#{number}", source.text_field
+    row = row if isinstance(row, dict) else {type(row).__name__: row}
+    text = row.get(field, ...)
+    if text is ...:
+        found = _clean(", ".join(row))[:500]
+        if is_first:
+            raise OpenmaiError(f"{place}: no text in '{field}' (source '{source.name}'), found {found}; set text_field")
+        return Raw(b"", place, problem=f"extract.empty: no '{field}' in the row, found {found}")
+    if not isinstance(text, str | bytes | None):
+        return Raw(b"", place, problem=f"extract.empty: '{field}' holds no text but {type(text).__name__}")
+    content = text.encode("utf-8", errors="replace") if isinstance(text, str) else text or b""
+    if len(content) > MAX_BYTES:
+        return Raw(b"", place, problem=_TOO_LARGE)
+    known = {name: _clean(row[name]) if isinstance(row.get(name), str) else "" for name in _KNOWN}
+    charset = "" if isinstance(text, bytes) else "utf-8"
+    return Raw(content, known["url"] or place, charset=charset, date=known["date"], license=known["license"], meta=_meta(row, field))
+
+
+def _meta(row: dict[str, Any], text_field: str) -> str:
+    rest = {key: value for key, value in row.items() if key not in (text_field, *_KNOWN)}
     try:
-        with open(file, "rb") as raw:
-            stream: IO[bytes] = raw
-            if name.endswith(".gz"):
-                stream = gzip.GzipFile(fileobj=raw)  # type: ignore[assignment]
-            elif name.endswith(".zst"):
-                stream = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True))
-            yield from stream
-    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
-        raise Damaged(f"compressed data broken off or damaged ({' '.join(str(error).split())})") from None
+        return _clean(json.dumps(rest, ensure_ascii=False, sort_keys=True, default=str))
+    except (ValueError, RecursionError):  # nested as deep as the parser just allowed
+        return "{}"
+
+
+def _clean(text: str) -> str:
+    """Return `text` without what UTF-8 cannot express."""
+    return text.encode("utf-8", errors="replace").decode()
+
+
+def _short(error: Exception) -> str:
+    return _clean(" ".join(str(error).split()))[:200]

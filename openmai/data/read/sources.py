@@ -6,25 +6,28 @@ import glob
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from openmai.base.artifact import MANIFEST, Artifact
 from openmai.base.errors import OpenmaiError
 from openmai.data.document import Raw
 from openmai.data.read.commoncrawl import fetch_commoncrawl
 from openmai.data.read.config import Source
-from openmai.data.read.files import Damaged, read_html, read_json, read_parquet, read_text
+from openmai.data.read.files import Damaged, Gap, read_html, read_json, read_lines, read_parquet, read_text
 from openmai.data.read.huggingface import fetch_huggingface
-from openmai.data.read.warc import read_arc, read_warc
+from openmai.data.read.warc import read_archive
 
-# By the end of the file name; the longest that fits counts.
-READERS: dict[str, Callable[[Path, Source], Iterator[Raw]]] = {
-    **dict.fromkeys((".warc", ".warc.gz", ".wet", ".wet.gz"), read_warc),
-    **dict.fromkeys((".arc", ".arc.gz"), read_arc),
-    **dict.fromkeys((".jsonl", ".jsonl.gz", ".jsonl.zst", ".json"), read_json),
+Reader = Callable[[Path, Source], Iterator[Raw | Gap]]
+# By the end of the file name, which one of COMPRESSIONS may follow; how a file is really compressed, its first bytes say.
+READERS: dict[str, Reader] = {
+    **dict.fromkeys((".warc", ".wet", ".wat", ".arc", ".wacz"), read_archive),
+    **dict.fromkeys((".jsonl", ".ndjson"), read_lines),
+    ".json": read_json,
     ".parquet": read_parquet,
-    **dict.fromkeys((".txt", ".md"), read_text),
-    **dict.fromkeys((".html", ".htm"), read_html),
+    **dict.fromkeys((".txt", ".text", ".md", ".markdown", ".rst"), read_text),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), read_html),
 }
+COMPRESSIONS = (".gz", ".zst", ".lz4")
 SNAPSHOT_LICENSE = "PSF and the packages' own licences"
 
 
@@ -61,14 +64,17 @@ def files_of(source: Source, downloads: Path) -> list[Path]:
     unknown = [file for file in files if reader_of(file) is None]
     if unknown or not files:
         found = f"{unknown[0].name} is of an unknown kind" if unknown else "holds no file of a known kind"
-        raise OpenmaiError(f"{source.path}: {found} (source '{source.name}'); known: {' '.join(READERS)}")
+        raise OpenmaiError(
+            f"{source.path}: {found} (source '{source.name}'); known: {' '.join(READERS)}, also followed by {' '.join(COMPRESSIONS)}"
+        )
     return files
 
 
-def reader_of(file: Path) -> Callable[[Path, Source], Iterator[Raw]] | None:
+def reader_of(file: Path) -> Reader | None:
     """Return the reader for a file, by its name."""
-    ends = [end for end in READERS if file.name.lower().endswith(end)]
-    return READERS[max(ends, key=len)] if ends else None
+    name = file.name.lower()
+    packed = next((end for end in COMPRESSIONS if name.endswith(end)), "")
+    return READERS.get(Path(name.removesuffix(packed)).suffix)
 
 
 def profile_of(source: Source) -> str:
@@ -77,22 +83,45 @@ def profile_of(source: Source) -> str:
         return "trusted"
     if source.profile != "auto":
         return source.profile
-    is_snapshot = source.path is not None and (Path(source.path) / MANIFEST).exists()
-    return "docs" if is_snapshot else "web"
+    return _snapshot_facts(source).get("profile", "web")
 
 
 def license_of(source: Source) -> str:
-    """Return the licence of a source; a snapshot holds pages of many packages."""
-    is_snapshot = source.path is not None and (Path(source.path) / MANIFEST).exists()
-    return source.license or (SNAPSHOT_LICENSE if is_snapshot else "")
+    """Return the licence of a source; a snapshot of documentation holds pages of many packages."""
+    return source.license or (SNAPSHOT_LICENSE if _snapshot_facts(source).get("profile") == "docs" else "")
 
 
-def read(file: Path, source: Source) -> Iterator[Raw]:
-    """Yield the records of one file. Raises Damaged where it cannot be read on."""
+def _snapshot_facts(source: Source) -> dict[str, Any]:
+    """Return the metrics of a snapshot, {} for another source; a crawled site says `profile: web`, documentation nothing."""
+    if source.path is None or not (Path(source.path) / MANIFEST).exists():
+        return {}
+    return {"profile": "docs"} | Artifact.load(Path(source.path), verify=False).metrics
+
+
+def read(file: Path, source: Source) -> Iterator[Raw | Gap]:
+    """Yield the records of one file, and what of it is lost. Raises Damaged where it cannot be read on."""
     reader = reader_of(file)
     assert reader is not None, file
-    limit = source.huggingface.limit if source.huggingface else None
-    yield from islice(reader(file, source), limit)
+    left = source.huggingface.limit if source.huggingface else None
+    try:
+        for item in reader(file, source):
+            yield item
+            left = left - isinstance(item, Raw) if left is not None else None
+            if left == 0:
+                return
+    except OSError as error:
+        raise Damaged(f"cannot be read ({error.strerror or error})") from None
 
 
-__all__ = ["Damaged", "files_of", "license_of", "local_input", "profile_of", "read", "reader_of"]
+def reread(file: Path, source: Source, number: int) -> Raw:
+    """Return record `number` (from 0, gaps not counted) of a file, with its original bytes. Raises OpenmaiError if there is none."""
+    try:
+        found = next(islice((item for item in read(file, source) if isinstance(item, Raw)), number, None), None)
+    except Damaged:
+        found = None
+    if found is None:
+        raise OpenmaiError(f"{file}: has no record {number}; it has changed since it was read")
+    return found
+
+
+__all__ = ["Damaged", "Gap", "files_of", "license_of", "local_input", "profile_of", "read", "reader_of", "reread"]

@@ -1,163 +1,141 @@
-"""Readers for web archives: WARC, the text-only WET, and the older ARC; plain or gzip."""
+"""Readers for web archives: WARC, the text-only WET, the metadata-only WAT, the older ARC, and WACZ, a zip of them."""
 
 from __future__ import annotations
 
-import io
-import zlib
-from collections.abc import Iterator, Mapping
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-
-from fastwarc.stream_io import BrotliReader
-from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
-from warcio.archiveiterator import ArchiveIterator as WarcioIterator
-from warcio.exceptions import ArchiveLoadFailed
-from warcio.statusandheaders import StatusAndHeadersParserException
+from typing import IO
 
 from openmai.data.document import Raw
 from openmai.data.read.config import Source
-from openmai.data.read.files import Damaged
+from openmai.data.read.files import Damaged, Gap
+from openmai.data.read.http import BodyError, charset_of, decode_body, kept_headers, mime_of, parse_answer
+from openmai.data.read.records import Arc, Form, Record, Warc, read_records
+from openmai.data.read.stream import GZIP, Stream
 
-_CHUNK = 1 << 16
-_MAX_BODY = 1 << 26
-_KINDS = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
-
-
-def read_warc(file: Path, source: Source) -> Iterator[Raw]:
-    """Yield the pages of an archive. Raises Damaged after the last whole record if the file breaks off or its compression is broken."""
-    with _Inflated(file) as stream:
-        try:
-            for record in ArchiveIterator(stream, record_types=_KINDS, parse_http=False):
-                record.freeze()
-                expected = int(record.headers.get("Content-Length") or record.content_length)
-                if record.content_length < expected:
-                    place = record.headers.get("WARC-Target-URI")
-                    raise Damaged(f"the record at {place} breaks off after {record.content_length} of {expected} bytes")
-                yield _raw(record)
-        except OSError as error:
-            raise Damaged(f"not readable as a web archive ({error})") from None
-        if stream.problem:
-            raise Damaged(stream.problem)
+_PAGES = {"response", "resource", "conversion"}
+# What crawlers file beside pages: look-ups, their own notes, screenshots, extracted text of pages that are there as well.
+_NO_PAGES = {"dns", "whois", "filedesc", "metadata", "urn", "warcinfo"}
+_ZIP = b"PK\x03\x04"
+_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OSError, EOFError)
+_MAX_RATIO = 250
+_ARCHIVES = tuple(f"{end}{packed}" for end in (".warc", ".wet", ".wat", ".arc") for packed in ("", ".gz", ".zst", ".lz4"))
 
 
-def read_arc(file: Path, source: Source) -> Iterator[Raw]:
-    """Yield the pages of an archive in ARC, WARC's predecessor."""
-    with open(file, "rb") as stream:
-        try:
-            for record in WarcioIterator(stream, arc2warc=True):
-                http, day = record.http_headers, record.rec_headers.get_header("WARC-Date", "")[:10]
-                if record.rec_type == "response" and http is not None:
-                    head, _, charset = http.get_header("Content-Type", "text/html").partition("charset=")
-                    status = int(http.get_statuscode()) if http.get_statuscode().isdigit() else 200
-                    url = record.rec_headers.get_header("WARC-Target-URI", "")
-                    yield Raw(record.content_stream().read(), url, _mime(head), charset.strip(' ";').lower(), status, day)
-        except (ArchiveLoadFailed, StatusAndHeadersParserException, ValueError, EOFError) as error:
-            raise Damaged(f"not readable as an ARC archive ({' '.join(str(error).split())})") from None
+def read_archive(file: Path, source: Source) -> Iterator[Raw | Gap]:
+    """Yield the pages of an archive, and what of it is lost. Raises Damaged where it cannot be read on."""
+    for item in _items(file):
+        if isinstance(item, Gap):
+            yield item
+        elif _is_page(item):
+            yield _page(item)
+        elif item.problem:
+            yield Gap(item.problem)
 
 
-def _raw(record: WarcRecord) -> Raw:
-    headers = record.headers
-    url, day = headers.get("WARC-Target-URI") or "", record.record_date.date().isoformat() if record.record_date else ""
-    if record.record_type == WarcRecordType.conversion:
-        return Raw(record.reader.read(), url, date=day)
-    if not record.is_http:
-        return Raw(record.reader.read(), url, _mime(headers.get("Content-Type") or ""), charset="", date=day)
-    record.parse_http()
-    http = record.http_headers
-    status = http.status_code if http is not None else None
-    content = decode_body(record.reader.read(), dict(http.items()) if http is not None else {})
-    return Raw(content, url, _mime(record.http_content_type or "text/html"), record.http_charset or "", status or 200, day)
+def count_records(file: Path) -> Counter[str]:
+    """Count the records of an archive by their WARC type, and as "lost" the places where something is lost or not as it should be.
 
-
-def decode_body(body: bytes, headers: Mapping[str, str]) -> bytes:
-    """Return an HTTP body without its transfer and content encodings, at most 64 MB.
-
-    Many writers store the body decoded and keep the headers that promise an encoding: what does not decode stays as it stands.
+    In an ARC, the head of the file counts as warcinfo, all else as response.
     """
-    named = {name.lower(): value.lower().strip() for name, value in headers.items()}
-    if "chunked" in named.get("transfer-encoding", ""):
-        body = _dechunk(body)
-    encoding = named.get("content-encoding", "")
+    counts: Counter[str] = Counter()
     try:
-        if encoding in ("gzip", "x-gzip", "deflate"):
-            return zlib.decompressobj(wbits=47).decompress(body, _MAX_BODY)
-        if encoding == "br":
-            return BrotliReader(io.BytesIO(body)).read(_MAX_BODY)
-    except (zlib.error, OSError):
-        pass
-    return body
+        for item in _items(file):
+            counts["lost" if isinstance(item, Gap) else item.head.kind] += 1
+            counts["lost"] += isinstance(item, Record) and bool(item.problem)
+    except Damaged:
+        counts["lost"] += 1
+    return +counts
 
 
-def _dechunk(body: bytes) -> bytes:
-    pieces, position = [], 0
-    while (end := body.find(b"\r\n", position)) >= 0:
+def _items(file: Path) -> Iterator[Record | Gap]:
+    with open(file, "rb") as data:
+        if data.read(4) == _ZIP:
+            yield from _zipped(data)
+        else:
+            data.seek(0)
+            yield from _archived(data, file.name)
+
+
+def _archived(file: IO[bytes], name: str) -> Iterator[Record | Gap]:
+    stream = Stream(file)
+    form = _form(stream, name)
+    stream.start = form.start
+    yield from read_records(stream, form)
+
+
+def _form(stream: Stream, name: str) -> Form:
+    """Tell WARC from ARC by the first bytes, or else by the name."""
+    stream.ensure(Arc.overlap)
+    if Warc.landing.match(stream.buffer):
+        return Warc
+    return Arc if Arc.landing.match(stream.buffer) or ".arc" in name.lower() else Warc
+
+
+def _zipped(file: IO[bytes]) -> Iterator[Record | Gap]:
+    """Yield the records of the archives in a WACZ (https://specs.webrecorder.net/wacz/1.1.1/), in the order of their names."""
+    try:
+        folder = zipfile.ZipFile(file)
+    except _ZIP_ERRORS as error:
+        yield Gap(f"not a whole zip file ({error}): only the compressed records that can be found in it are read")
+        stream = Stream(file, Warc.start, GZIP)
+        stream.problem = "no compressed record found"
+        if stream.resume():
+            yield from read_records(stream, Warc)
+            return
+        raise Damaged(stream.problem) from None
+    members = sorted((info for info in folder.infolist() if info.filename.lower().endswith(_ARCHIVES)), key=lambda info: info.filename)
+    if sum(info.compress_size for info in members) > file.seek(0, 2):
+        raise Damaged("its members overlap, which only a zip bomb does")
+    for info in members:
+        if info.file_size > _MAX_RATIO * info.compress_size:
+            yield Gap(f"{info.filename}: expands more than {_MAX_RATIO}-fold, which only a zip bomb does")
+            continue
         try:
-            size = int(body[position:end].split(b";")[0], 16)
-        except ValueError:
-            break
-        if size <= 0:
-            break
-        pieces.append(body[end + 2 : end + 2 + size])
-        position = end + 4 + size
-    return b"".join(pieces) or body
+            with folder.open(info) as member:
+                yield from (_within(info.filename, item) for item in _archived(member, info.filename))
+        except (Damaged, *_ZIP_ERRORS) as error:
+            yield Gap(f"{info.filename}: {error}")
 
 
-def _mime(content_type: str) -> str:
-    return content_type.split(";")[0].strip().lower()
+def _within(name: str, item: Record | Gap) -> Record | Gap:
+    return Gap(f"{name}: {item.message}") if isinstance(item, Gap) else item
 
 
-class _Inflated:
-    """A file as a stream of decompressed bytes that tells where gzip data break off, which the archive parser would pass over silently."""
+def _is_page(record: Record) -> bool:
+    if record.head.kind not in _PAGES:
+        return False
+    scheme, _, rest = record.head.url.partition(":")
+    return scheme.lower() not in _NO_PAGES and not rest.partition("?")[0].endswith("/robots.txt")
 
-    def __init__(self, file: Path) -> None:
-        self.file = open(file, "rb")  # noqa: SIM115 (closed by __exit__)
-        self.is_gzip = self.file.read(2) == b"\x1f\x8b"
-        self.file.seek(0)
-        self.member = zlib.decompressobj(wbits=31)
-        self.in_member = False
-        self.rest = b""
-        self.position = 0
-        self.problem = ""
 
-    def __enter__(self) -> _Inflated:
-        return self
+def _page(record: Record) -> Raw:
+    head, content = record.head, record.content
+    meta = json.dumps({"truncated": head.truncated}) if head.truncated else "{}"
+    if record.problem:
+        return Raw(b"", head.url, date=head.day, meta=meta, problem=record.problem)
+    if head.kind == "conversion":
+        return Raw(content, head.url, mime_of(head.mime) or "text/plain", date=head.day, meta=meta)
+    if head.kind == "resource" or not content.startswith(b"HTTP/"):
+        return Raw(content, head.url, _mime(head.mime, content), charset_of(head.mime), date=head.day, meta=meta)
+    try:
+        answer = parse_answer(content)
+        body = decode_body(answer.body, answer.fields)
+    except BodyError as error:
+        return Raw(b"", head.url, date=head.day, meta=meta, problem=str(error))
+    declared = answer.fields.get("content-type", "")
+    mime = _mime(declared or head.mime, body)
+    return Raw(body, head.url, mime, charset_of(declared), answer.status, head.day, meta=meta, headers=kept_headers(answer.fields))
 
-    def __exit__(self, *error: object) -> None:
-        self.file.close()
 
-    def close(self) -> None:
-        """Do nothing: the context closes the file."""
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Refuse: a stream only goes on."""
-        raise OSError("the stream cannot be rewound")
-
-    def tell(self) -> int:
-        """Return the position in the decompressed data."""
-        return self.position
-
-    def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes; b"" at the end."""
-        size = _CHUNK if size < 0 else size
-        piece = self._inflate(size) if self.is_gzip else self.file.read(size)
-        self.position += len(piece)
-        return piece
-
-    def _inflate(self, size: int) -> bytes:
-        piece = b""
-        while not piece and not self.problem:
-            data = self.rest or self.file.read(_CHUNK)
-            if not self.in_member:
-                data = data.lstrip(b"\0")  # some writers pad with zeros between members
-            if not data:
-                self.problem = "its gzip data break off" if self.in_member else ""
-                return b""
-            try:
-                piece = self.member.decompress(data, size)
-            except zlib.error as error:
-                self.problem = f"its gzip data are damaged ({error})"
-                return b""
-            self.in_member = not self.member.eof
-            self.rest = self.member.unconsumed_tail if self.in_member else self.member.unused_data
-            if self.member.eof:
-                self.member = zlib.decompressobj(wbits=31)
-        return piece
+def _mime(declared: str, content: bytes) -> str:
+    """Return the declared type, or what the first bytes look like."""
+    mime = mime_of(declared)
+    if mime and mime not in ("application/http", "unknown", "no-type"):
+        return mime
+    if b"\0" in content[:1024]:
+        return "application/octet-stream"
+    return "text/html" if content[:512].lstrip().startswith(b"<") else "text/plain"
