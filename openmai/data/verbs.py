@@ -20,9 +20,24 @@ VERBS = {
         run="openmai.data.build:build",
         help="turn web archives, files and data sets into clean, deduplicated documents",
     ),
+    "mix": Verb(
+        config="openmai.data.mix.config:MixConfig",
+        run="openmai.data.mix.mix:mix",
+        help="mix documents into one, with the weights, epochs and phases that training follows, and a card",
+    ),
     "decontaminate": Verb(
         config="openmai.data.decontaminate.config:DecontaminateConfig",
         run="openmai.data.decontaminate.decontaminate:decontaminate",
         help="find evaluation items in documents, and drop or mark the documents that hold them",
+    ),
+    "quality": Verb(
+        config="openmai.data.filter.quality_config:QualityTrainConfig",
+        run="openmai.data.filter.quality_train:train",
+        help="train a quality score from good and bad texts, or from a teacher's grades",
+    ),
+    "grade": Verb(
+        config="openmai.data.filter.quality_config:GradeConfig",
+        run="openmai.data.filter.grade:grade",
+        help="let a teacher behind an OpenAI-compatible endpoint grade documents from 0 to 5",
     ),
 }
