@@ -89,12 +89,16 @@ class PretrainConfig(Config):
     "sequences per forward pass"
     upsample: dict[str, float] = {}
     "by source: how many times more often than its size alone would have it be seen"
+    mixture: Path | None = None
+    "instead of upsample: the mixture.json of `data mix`, or its folder; its weights and phases order the training"
     loop: LoopConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
 
     @model_validator(mode="after")
     def _possible(self) -> PretrainConfig:
+        if self.mixture and self.upsample:
+            raise ValueError("give either mixture or upsample: the weights of a mixture are shares of the tokens")
         if (self.depth is None) == (self.preset is None):
             raise ValueError("give either depth or preset")
         if self.batch_rows % self.micro_rows:

@@ -5,6 +5,7 @@ Nothing is read ahead and nothing remembered, so resuming needs only the step, f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from openmai.base.artifact import Artifact
 from openmai.base.errors import OpenmaiError
 from openmai.tokenizer.shards import Shard
+from openmai.train.mixture import MixtureFile
 
 Batch = list[dict[str, Tensor]]
 "micro-batches of one optimizer step"
@@ -57,15 +59,34 @@ def allot(weights: np.ndarray, start: int, count: int) -> list[tuple[int, int]]:
     return [(source, k) for _, source, k in due[offset : offset + count]]
 
 
+def drawn(weights: np.ndarray, count: int) -> np.ndarray:
+    """Return how many of the first `count` samples of a mixture each source has: what surely fell due, and the last few as allotted."""
+    shares = weights / weights.sum()
+    counts = np.floor(shares * max(0.0, count - len(weights)) + 0.5).astype(np.int64)
+    for source, _ in allot(weights, int(counts.sum()), count - int(counts.sum())):
+        counts[source] += 1
+    return counts
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of `samples` training samples with its own weights."""
+
+    name: str
+    samples: int
+    weights: np.ndarray
+
+
 @dataclass(frozen=True)
 class Mixture:
-    """Token streams with weights."""
+    """Token streams with weights, or with phases that have weights of their own; after the last phase its weights go on."""
 
     names: list[str]
     streams: list[np.ndarray]
     weights: np.ndarray
     context: int
     seed: int
+    phases: tuple[Phase, ...] = ()
 
     @classmethod
     def open(cls, shards: Artifact, context: int, upsample: dict[str, float], seed: int) -> Mixture:
@@ -81,17 +102,73 @@ class Mixture:
         weights = np.array([counts[name]["tokens"] * upsample.get(name, 1.0) for name in names])
         return cls(names, streams, weights, context, seed)
 
+    @classmethod
+    def open_phases(cls, shards: Artifact, context: int, recipe: MixtureFile, samples: int, seed: int) -> Mixture:
+        """Memory-map the sources of a mixture.json; its phases divide the `samples` of the whole training.
+
+        Raises OpenmaiError for sources that the shards lack, and for more epochs than the mixture allows.
+        """
+        names = recipe.sources_in(shards.metrics["splits"]["train"], context, shards.path)
+        streams = [Shard(shards.path / f"train-{name}").tokens for name in names]
+        ends = [round(samples * end) for end in recipe.ends()]
+        phases = tuple(
+            Phase(name, end - begin, np.array([weights.get(source, 0.0) for source in names]))
+            for (name, weights), begin, end in zip(recipe.phases(), [0, *ends], ends, strict=False)
+            if end > begin
+        )
+        mixture = cls(names, streams, phases[0].weights, context, seed, phases)
+        recipe.check_epochs(dict(zip(names, mixture.epochs(samples), strict=True)))
+        return mixture
+
+    def epochs(self, samples: int) -> list[float]:
+        """Return how often a training of `samples` samples sees each source."""
+        used = np.zeros(len(self.names), np.int64)
+        for phase, begin, end in self._stretches(0, samples):
+            used += drawn(phase.weights, end) - drawn(phase.weights, begin)
+        return [count / self._size(source) for source, count in enumerate(used.tolist())]
+
     def windows(self, start: int, count: int) -> np.ndarray:
         """Return samples start … start+count-1, each context + 1 tokens: (count, context + 1)."""
         rows = np.empty((count, self.context + 1), dtype=np.int64)
-        for row, (source, number) in enumerate(allot(self.weights, start, count)):
+        for row, (source, number) in enumerate(self.allotted(start, count)):
             stream = self.streams[source]
-            size = (len(stream) - 1) // self.context
+            size = self._size(source)
             epoch, place = divmod(number, size)
             key = (self.seed * 1_000_003 + source) * 1_000_003 + epoch
             begin = int(shuffle(np.array([place]), size, key)[0]) * self.context
             rows[row] = stream[begin : begin + self.context + 1]
         return rows
+
+    def allotted(self, start: int, count: int) -> list[tuple[int, int]]:
+        """Return (source, running number within it) of samples start … start+count-1; a source's numbers go on from phase to phase."""
+        samples = []
+        for phase, begin, end in self._stretches(start, start + count):
+            before = self._before(phase)
+            samples += [(source, number + int(before[source])) for source, number in allot(phase.weights, begin, end - begin)]
+        return samples
+
+    def _stretches(self, start: int, end: int) -> Iterator[tuple[Phase, int, int]]:
+        """Yield the phases that samples start … end-1 fall into, each with their first and last position, counted from its beginning."""
+        offset = 0
+        phases = self.phases or (Phase("", end, self.weights),)
+        for number, phase in enumerate(phases):
+            last = end if number == len(phases) - 1 else offset + phase.samples
+            if start < last and end > offset:
+                yield phase, max(start, offset) - offset, min(end, last) - offset
+            offset = last
+
+    def _before(self, phase: Phase) -> np.ndarray:
+        """Return how many samples of each source the phases before `phase` have."""
+        counts = np.zeros(len(self.names), np.int64)
+        for earlier in self.phases:
+            if earlier is phase:
+                break
+            counts += drawn(earlier.weights, earlier.samples)
+        return counts
+
+    def _size(self, source: int) -> int:
+        """Return the number of windows of a source."""
+        return (len(self.streams[source]) - 1) // self.context
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -17,13 +18,16 @@ from openmai.tokenizer.tokenizer import Tokenizer
 from openmai.train.config import PretrainConfig
 from openmai.train.loader import Mixture, PretrainBatches
 from openmai.train.loop import NextToken, Step, prepare_cpu, train
+from openmai.train.mixture import MixtureFile
 
 
 def pretrain(config: PretrainConfig) -> Artifact:
     """Train the configured architecture from scratch and write the checkpoint artifact."""
     shards = Artifact.load(config.shards, "shards")
     vocabulary = Artifact.load(config.tokenizer, "tokenizer")
-    with create(config.out, kind=KIND, version=1, config=config, inputs=[shards, vocabulary]) as work:
+    recipe = MixtureFile.read(config.mixture) if config.mixture else None
+    inputs: list[Artifact | Path] = [shards, vocabulary, *([recipe.path] if recipe else [])]
+    with create(config.out, kind=KIND, version=1, config=config, inputs=inputs) as work:
         if work.finished:
             return work.finished
         prepare_cpu(config.loop.threads)
@@ -33,8 +37,13 @@ def pretrain(config: PretrainConfig) -> Artifact:
         model = Transformer(config.architecture(tokenizer.vocab_size))
         model.initialize(config.loop.seed)
         model.to(config.loop.device)
-        mixture = Mixture.open(shards, config.context, config.upsample, config.loop.seed)
-        tokens = config.loop.steps * config.batch_rows * config.context
+        samples = config.loop.steps * config.batch_rows
+        if recipe:
+            mixture = Mixture.open_phases(shards, config.context, recipe, samples, config.loop.seed)
+            recipe.show(mixture.names, mixture.epochs(samples))
+        else:
+            mixture = Mixture.open(shards, config.context, config.upsample, config.loop.seed)
+        tokens = samples * config.context
         epochs = tokens / sum(map(len, mixture.streams))
         say(f"model: {num_parameters(model):,} parameters; {tokens:,} tokens, {epochs:.2f} epochs of the data")
         validate = Validation(shards, config.context, tokenizer.end_of_text, config.loop.evaluate_every)
