@@ -42,8 +42,12 @@ def find(text: str, kinds: frozenset[str]) -> list[tuple[Span, str]]:
     taken: list[tuple[Span, str]] = []
     for kind, finder in FINDERS.items():
         if kind in kinds:
-            spans = [span for span in finder(text, runs) if _is_free(span, taken)]
-            taken = sorted([*taken, *((span, kind) for span in spans)]) if spans else taken
+            end, free = 0, []
+            for span in sorted(finder(text, runs)):
+                if span.start >= end and _is_free(span, taken):
+                    free.append((span, kind))
+                    end = span.end
+            taken = sorted([*taken, *free]) if free else taken
     return taken
 
 

@@ -168,9 +168,7 @@ def split(url: str) -> tuple[str, str]:
     rest = rest[scheme + 3 :] if 0 <= scheme < 12 else rest.removeprefix("//")
     end = match.start() if (match := _HOST_END.search(rest)) else len(rest)
     host, rest = rest[:end].rpartition("@")[2].lower(), rest[end:]
-    if not host.startswith("["):
-        host = host.partition(":")[0]
-    host = host.rstrip(".")
+    host = f"{host.partition(']')[0]}]" if host.startswith("[") else host.partition(":")[0].rstrip(".")
     if not host.isascii():
         host = _punycode(host)
     return host.removeprefix("www."), rest
