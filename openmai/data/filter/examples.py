@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from openmai.base.artifact import MANIFEST, Artifact
+from openmai.base.artifact import MANIFEST, Artifact, Remote
 from openmai.base.errors import OpenmaiError
 from openmai.base.files import hash_value, read_json
 from openmai.base.progress import Progress, say
@@ -21,8 +21,8 @@ GRADES_KIND, GRADES_FILE = "grades", "grades.jsonl"
 _DEPTH = 400  # of nested elements in a page
 
 
-def inputs_of(source: Source) -> list[Artifact | Path]:
-    """Return what a source reads from this machine, for an artifact's key."""
+def inputs_of(source: Source) -> list[Artifact | Path | Remote]:
+    """Return what a source reads, for an artifact's key."""
     kind = _artifact_kind(source)
     return [Artifact.load(Path(str(source.path)), kind=kind)] if kind in (KIND, GRADES_KIND) else local_input(source)
 

@@ -18,19 +18,18 @@ from openmai.base.files import hash_value
 
 Messages = list[dict[str, str]]
 _AGAIN = frozenset({408, 409, 425, 429})  # and every 5xx
-_LONGEST_WAIT = 60.0
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds; the waits between tries double
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """Sends chats to `endpoint` (…/v1); a busy or failing server is asked again `retries` times, the waits doubling from `first_wait`."""
+    """Sends chats to `endpoint` (…/v1); a busy or failing server is asked again `retries` times."""
 
     endpoint: str
     model: str
     key: str = ""
     retries: int = 5
     timeout: float = 120.0
-    first_wait: float = 1.0
 
     def chat(self, messages: Messages, params: dict[str, Any]) -> str:
         """Return the answer to `messages`. Raises OpenmaiError if the server refuses the request or stays unreachable."""
@@ -40,7 +39,7 @@ class Teacher:
             if isinstance(problem, dict):
                 return _content(problem, self.endpoint)
             if attempt < self.retries:
-                time.sleep(min(_LONGEST_WAIT, max(wait, self.first_wait * 2**attempt)))
+                time.sleep(min(_LONGEST_WAIT, max(wait, _FIRST_WAIT * 2**attempt)))
         raise OpenmaiError(f"{self.endpoint}: {problem} after {self.retries + 1} tries; run the same command again when it answers")
 
     def _try(self, body: bytes) -> tuple[dict[str, Any] | str, float]:
