@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import re
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ HITS = pa.schema(
         ("text", pa.string()),
     ]
 )
+_BLANK_LINES = re.compile(r"\s*\n[ \t]*\n\s*")
 _COMMON = 10  # GPT-3 takes an n-gram that more documents have for a phrase of the language, not for a leak
 _MOST = 200  # items listed by the number of documents that hold them
 
@@ -172,7 +174,8 @@ def _side_by_side(row: dict[str, Any], item: Item) -> dict[str, Any]:
 
 
 def _highlight(text: str, other: str, n: int = 4) -> list[tuple[str, bool]]:
-    """Cut `text` into pieces and say of each whether its words stand in `other` too, at least `n` in a row."""
+    """Cut `text`, without blank lines, into pieces and say of each whether its words stand in `other` too, at least `n` in a row."""
+    text = _BLANK_LINES.sub("\n", text)
     data, words = text.encode("utf-8", errors="replace"), split(text)
     common = np.flatnonzero(np.isin(grams(words.hashes, n), grams(split(other).hashes, n)))
     covered = np.zeros(len(words) + 1, dtype=bool)

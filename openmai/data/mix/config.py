@@ -87,7 +87,7 @@ class MixConfig(Config):
     domain_share: float = Field(default=1.0, gt=0, le=1)
     """largest share of all bytes from one host"""
     seed: int = 0
-    """decides which documents are taken where not all are, and the order in training"""
+    """decides which documents are taken where not all are"""
     title: str = ""
     """title of the card"""
 

@@ -31,7 +31,7 @@ from openmai.data.mix.solve import Solution, check_names, solve
 MIXTURE = "mixture.json"
 _BATCH = 256
 _COLUMNS = ["id", "text", "url", "source", "license", "language", "date", "scores"]
-_SAMPLED = 50_000  # documents whose scores the card shows, the first in the order of choice
+_SAMPLED = 10_000  # documents whose scores the card shows, the first in the order of choice
 
 
 def mix(config: MixConfig) -> Artifact:
@@ -87,10 +87,10 @@ def _survey(config: MixConfig, files: list[Path]) -> Survey:
         for file in files:
             counts.append(0)
             for batch in pq.ParquetFile(file).iter_batches(batch_size=_BATCH, columns=_COLUMNS):
-                for row in _labels(batch, config.select):
+                for number, row in enumerate(_labels(batch, config.select)):
                     place = order_of(row["id"], config.seed)
                     if place < limit:
-                        sample.append((place, len(order), row["scores"]))
+                        sample.append((place, len(order), dict(batch.column("scores")[number].as_py() or ())))
                     order.append(place)
                     sizes.append(row["size"])
                     for name in groups:
@@ -111,9 +111,9 @@ def _survey(config: MixConfig, files: list[Path]) -> Survey:
 def _labels(batch: pa.RecordBatch, select: dict[str, Selection]) -> list[dict[str, Any]]:
     """Return id, size, scores and labels of every row."""
     sizes = pc.fill_null(pc.binary_length(batch.column("text")), 0).to_pylist()
-    rows = batch.drop_columns(["text"]).to_pylist()
+    unread = ["text"] if select else ["text", "scores"]  # scores are slow to read
+    rows = batch.drop_columns(unread).to_pylist()
     for row, size in zip(rows, sizes, strict=True):
-        row["scores"] = dict(row["scores"] or ())
         row |= {"size": size, "source": source_of(row, select), "host": host_of(row["url"]), "year": (row["date"] or "")[:4]}
         row |= {"license": row["license"] or "", "language": row["language"] or ""}
     return rows
@@ -121,8 +121,8 @@ def _labels(batch: pa.RecordBatch, select: dict[str, Selection]) -> list[dict[st
 
 def source_of(row: dict[str, Any], select: dict[str, Selection]) -> str:
     """Return the name of the selection that takes the row, or of its own source. A score that is missing passes no limit."""
+    scores, never = dict(row["scores"] or ()) if select else {}, float("nan")
     for name, selection in select.items():
-        scores, never = row["scores"], float("nan")
         if (
             row["source"] == selection.source
             and all(scores.get(score, never) >= least for score, least in selection.min_scores.items())
