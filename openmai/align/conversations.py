@@ -15,7 +15,7 @@ from openmai.base.errors import OpenmaiError
 from openmai.base.files import hash_value
 from openmai.base.progress import say
 from openmai.model.loss import IGNORE
-from openmai.tokenizer.encode import is_validation
+from openmai.tokenizer.sample import is_validation
 from openmai.tokenizer.tokenizer import Message, Tokenizer
 from openmai.train.loader import Batch, shuffle
 

@@ -22,8 +22,8 @@ from openmai.export.weights import Planned, Weights, interleave, rotary_rows, sp
 from openmai.model.checkpoint import KIND as CHECKPOINT
 from openmai.model.checkpoint import load_config
 from openmai.model.config import MLAConfig, ModelConfig
+from openmai.tokenizer.splits import SPLITS, name_of
 from openmai.tokenizer.tokenizer import Tokenizer
-from openmai.tokenizer.train import PRE_TOKENIZER, SPLIT
 
 FILE_TYPES = {
     "f32": ggml.LlamaFileType.ALL_F32,
@@ -145,9 +145,11 @@ def describe_tokenizer(writer: ggml.GGUFWriter, folder: Path, tokenizer: Tokeniz
     Raises OpenmaiError for a tokenizer whose split llama.cpp would not reproduce.
     """
     data = json.loads(tokenizer.backend.to_str())
-    splits = [part["pattern"].get("Regex") for part in data["pre_tokenizer"].get("pretokenizers", []) if part["type"] == "Split"]
-    if splits != [SPLIT]:
-        raise OpenmaiError(f"{folder}: its split is not llama.cpp's {PRE_TOKENIZER}; use a tokenizer made by `openmai tokenizer train`")
+    split = name_of(tokenizer.backend)
+    if split is None:
+        raise OpenmaiError(
+            f"{folder}: its split is not one of llama.cpp's {', '.join(SPLITS)}; use a tokenizer made by `openmai tokenizer train`"
+        )
     vocab = tokenizer.backend.get_vocab(with_added_tokens=True)
     tokens = [f"[PAD{number}]" for number in range(rows)]
     types = [ggml.TokenType.UNUSED] * rows
@@ -156,7 +158,7 @@ def describe_tokenizer(writer: ggml.GGUFWriter, folder: Path, tokenizer: Tokeniz
         tokens[number] = token
         types[number] = ggml.TokenType.CONTROL if token in special else ggml.TokenType.NORMAL
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(PRE_TOKENIZER)
+    writer.add_tokenizer_pre(split)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([" ".join(pair) for pair in data["model"]["merges"]])

@@ -9,14 +9,8 @@ from openmai.tokenizer.tokenizer import Tokenizer
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """Return the bytes of every token, by undoing byte-level BPE's alphabet (GPT-2, `bytes_to_unicode` in its encoder.py)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
-    table = [b""] * tokenizer.vocab_size
-    for token, number in tokenizer.backend.get_vocab().items():
-        table[number] = bytes(alphabet[letter] for letter in token)
-    return table
+    """Return the bytes of every token."""
+    return tokenizer.token_bytes
 
 
 class TextStream:

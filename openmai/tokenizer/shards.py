@@ -7,10 +7,11 @@ lengths (i32 each), byte offsets (i64 each), document marks (i64 each). Other tr
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openmai.base.errors import OpenmaiError
 from openmai.base.files import atomic_file
@@ -33,14 +34,24 @@ def write_shard(prefix: Path, documents: Iterable[list[int]], vocab_size: int) -
             lengths.append(len(ids))
             file.write(np.asarray(ids, dtype=dtype).tobytes())
     sizes = np.asarray(lengths, dtype=np.int32)
-    ends = np.cumsum(sizes, dtype=np.int64)
+    write_index(prefix, lambda: iter([sizes]), len(sizes), dtype)
+    return len(sizes), int(sizes.sum(dtype=np.int64))
+
+
+def write_index(prefix: Path, lengths: Callable[[], Iterator[NDArray[np.int32]]], count: int, dtype: type[np.generic]) -> None:
+    """Write `prefix`.idx for `count` sequences, whose lengths come in portions, anew for each section of the file."""
     code = next(code for code, kind in CODES.items() if kind is dtype)
-    with atomic_file(prefix.with_suffix(".idx")) as file:
-        file.write(MAGIC + struct.pack("<QBQQ", 1, code, len(sizes), len(sizes) + 1))
-        file.write(sizes.tobytes())
-        file.write(((ends - sizes) * np.dtype(dtype).itemsize).tobytes())
-        file.write(np.arange(len(sizes) + 1, dtype=np.int64).tobytes())
-    return len(sizes), int(ends[-1]) if len(sizes) else 0
+    with atomic_file(prefix.with_name(f"{prefix.name}.idx")) as file:
+        file.write(MAGIC + struct.pack("<QBQQ", 1, code, count, count + 1))
+        for sizes in lengths():
+            file.write(sizes.tobytes())
+        before = 0
+        for sizes in lengths():
+            ends = before + np.cumsum(sizes, dtype=np.int64)
+            file.write(((ends - sizes) * np.dtype(dtype).itemsize).tobytes())
+            before = int(ends[-1]) if len(ends) else before
+        for start in range(0, count + 1, 1 << 20):
+            file.write(np.arange(start, min(start + (1 << 20), count + 1), dtype=np.int64).tobytes())
 
 
 class Shard:

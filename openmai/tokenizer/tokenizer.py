@@ -9,6 +9,7 @@ Documents are separated by <|endoftext|>. Nothing is ever put in front of a text
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,12 +25,23 @@ SPECIAL_TOKENS = (END_OF_TEXT, START_OF_TURN, END_OF_TURN, "<|fim_prefix|>", "<|
 ROLES = ("system", "user", "assistant")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}"
-    "{% if message.role == 'assistant' %}{% generation %}{{ message.content + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
+    "{% if message.role == 'assistant' %}{% set text = message.content.lstrip() %}"
+    "{% set indent = message.content[:message.content | length - text | length].split('\\n')[-1].split('\\r')[-1] %}"
+    "{% generation %}{{ indent + text + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
     "{% else %}{{ message.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
 Message = dict[str, Any]
+_BLANK_LINES = re.compile(r"\A\s*[\r\n]")
+_NOT_TEXT = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of bytes that are not UTF-8
+
+
+def byte_letters() -> list[str]:
+    """Return the letter that stands for each byte in byte-level BPE (GPT-2, `bytes_to_unicode` in its encoder.py)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
 
 
 class Tokenizer:
@@ -73,6 +85,32 @@ class Tokenizer:
         """Return the ids of `text`, without special tokens."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every token; special tokens appear by name."""
+        numbers = {letter: byte for byte, letter in enumerate(byte_letters())}
+        table = [b""] * self.vocab_size
+        for token, number in self.backend.get_vocab().items():
+            table[number] = bytes(numbers[letter] for letter in token)
+        return table
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Return the ids of any bytes; those that are not UTF-8 become one token each, what lies between them is encoded as text."""
+        ids: list[int] = []
+        for text in re.split(f"({_NOT_TEXT.pattern})", data.decode("utf-8", "surrogateescape")):
+            ids += [self.byte_ids[ord(text) - 0xDC00]] if _NOT_TEXT.fullmatch(text) else self.encode(text)
+        return ids
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """Return exactly the bytes that gave `ids`."""
+        return b"".join(self.token_bytes[number] for number in ids)
+
+    @cached_property
+    def byte_ids(self) -> list[int]:
+        """The tokens of single bytes."""
+        vocab = self.backend.get_vocab()
+        return [vocab[letter] for letter in byte_letters()]
+
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Encode many texts on all threads."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
@@ -104,6 +142,8 @@ class Tokenizer:
                     f"message {number}: role={role!r} with {type(content).__name__} content; expected a role of {', '.join(ROLES)} and text"
                 )
             learn = role == "assistant"
+            if learn:  # a line end after the header's would be one token with it, but a reply is written after the header
+                content = _BLANK_LINES.sub("", content)
             opening, newline = [self.start_of_turn, *self.encode(role + "\n")], self.encode("\n")
             body = self.encode(content) if learn else self.encode(f"{role}\n{content}")
             if not learn:
