@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 
 @dataclass
@@ -32,10 +32,13 @@ class Answer:
 
 
 class Site:
-    """`pages` maps a path to an Answer, to a list of them (one per request, the last again and again), or to a function of the handler."""
+    """`pages` maps a path to an Answer, to a list of them (one per request, the last again and again), or to a function of the handler;
+    what it does not have is `missing`.
+    """
 
     def __init__(self) -> None:
         self.pages: dict[str, Answer | list[Answer] | Callable[[BaseHTTPRequestHandler], Answer | None]] = {}
+        self.missing: Answer | Callable[[BaseHTTPRequestHandler], Answer | None] = Answer(b"nothing here", 404)
         self.asked: list[Asked] = []
         self.stop = threading.Event()
         self.base = ""
@@ -66,7 +69,7 @@ def serve(site: Site) -> Iterator[Site]:
         def do_GET(self) -> None:
             parts = urlsplit(self.path)
             site.asked.append(Asked(parts.path, parse_qs(parts.query), {k.lower(): v for k, v in self.headers.items()}, self.command))
-            answer = site.pages.get(self.path) or site.pages.get(parts.path, Answer(b"nothing here", 404))
+            answer = site.pages.get(self.path) or site.pages.get(parts.path) or site.pages.get(unquote(parts.path), site.missing)
             if isinstance(answer, list):
                 answer = answer.pop(0) if len(answer) > 1 else answer[0]
             if callable(answer):

@@ -5,12 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import threading
 import zlib
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,10 +20,8 @@ from openmai.base.config import validate
 from openmai.base.errors import OpenmaiError
 from openmai.data.config import BuildConfig
 from openmai.data.document import Raw
-from openmai.data.read.commoncrawl import fetch_commoncrawl
-from openmai.data.read.config import CommonCrawl, HuggingFace, Source
+from openmai.data.read.config import Source
 from openmai.data.read.http import decode_body
-from openmai.data.read.huggingface import fetch_huggingface
 from openmai.data.read.sources import Damaged, files_of, read
 
 TEXTS = [f"Text number {number}: naïve café." for number in range(5)]
@@ -153,72 +148,3 @@ def test_missing_unknown_and_contradictory_sources(tmp_path: Path) -> None:
     for origins in ({}, {"path": "x", "huggingface": {"name": "y"}}):
         with pytest.raises(OpenmaiError, match="exactly one of path, commoncrawl, huggingface"):
             validate(BuildConfig, {"out": "o", "sources": [{"name": "s", **origins}]}, "test")
-
-
-@pytest.fixture
-def server() -> Iterator[ThreadingHTTPServer]:
-    """An HTTP server on loopback: `server.pages` maps paths to bodies, `server.asked` lists (path, query, Range header)."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            parts = urlsplit(self.path)
-            self.server.asked.append((parts.path, parse_qs(parts.query), self.headers.get("Range", "")))  # type: ignore[attr-defined]
-            body = self.server.pages.get(parts.path)  # type: ignore[attr-defined]
-            if body is not None and "Range" in self.headers:
-                first, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
-                body = body[first : last + 1]
-            self.send_response(404 if body is None else 200)
-            self.end_headers()
-            self.wfile.write(body or b"")
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.pages, httpd.asked, httpd.base = {}, [], f"http://127.0.0.1:{httpd.server_port}"  # type: ignore[attr-defined]
-    thread = threading.Thread(target=httpd.serve_forever, args=(0.05,))
-    thread.start()
-    yield httpd
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
-
-
-def test_commoncrawl(tmp_path: Path, server: ThreadingHTTPServer) -> None:
-    places = write_warc(tmp_path / "all.warc.gz", {f"http://x/{n}": text.encode() for n, text in enumerate(TEXTS)})
-    server.pages["/crawl/all.warc.gz"] = (tmp_path / "all.warc.gz").read_bytes()
-    lines = [
-        json.dumps({"url": f"http://x/{n}", "filename": "crawl/all.warc.gz", "offset": str(places[n][0]), "length": str(places[n][1])})
-        for n in (3, 1)
-    ]
-    server.pages["/CC-TEST-index"] = "\n".join(lines).encode()
-    config = CommonCrawl(crawl="CC-TEST", url="x/*", index=server.base, files=server.base)
-    file = fetch_commoncrawl(config, tmp_path / "downloads")
-    source = Source(name="cc", commoncrawl=config)
-    assert [record.content.decode() for record in read(file, source)] == [TEXTS[3], TEXTS[1]]
-    assert server.asked[0][1]["url"] == ["x/*"]
-    assert server.asked[1][2] == f"bytes={places[3][0]}-{sum(places[3]) - 1}"
-    asked = len(server.asked)
-    assert fetch_commoncrawl(config, tmp_path / "downloads") == file
-    assert len(server.asked) == asked
-    server.pages["/CC-TEST-index"] = b""
-    with pytest.raises(OpenmaiError, match=r"no page for y/\*"):
-        fetch_commoncrawl(config.model_copy(update={"url": "y/*"}), tmp_path / "downloads")
-
-
-def test_huggingface(tmp_path: Path, server: ThreadingHTTPServer) -> None:
-    for number in range(2):
-        buffer = io.BytesIO()
-        pq.write_table(pa.table({"text": TEXTS[2 * number : 2 * number + 2]}), buffer)
-        server.pages[f"/f{number}"] = buffer.getvalue()
-    listing = {"default": {"train": [f"{server.base}/f0", f"{server.base}/f1"]}}
-    server.pages["/api/datasets/me/set/parquet"] = json.dumps(listing).encode()
-    config = HuggingFace(name="me/set", endpoint=server.base)
-    source = Source(name="hf", huggingface=config)
-    files = fetch_huggingface(config, tmp_path)
-    assert [record.content.decode() for file in files for record in read(file, source)] == TEXTS[:4]
-    for wrong, match in (({"split": "test"}, "no split 'test'; it has train"), ({"name": "me/other"}, "answers 404")):
-        with pytest.raises(OpenmaiError, match=match):
-            fetch_huggingface(config.model_copy(update=wrong), tmp_path)
-    with pytest.raises(OpenmaiError, match=r"cannot be reached.*local files"):
-        fetch_huggingface(config.model_copy(update={"endpoint": "http://127.0.0.1:9"}), tmp_path)

@@ -89,6 +89,14 @@ class Artifact:
                 raise OpenmaiError(f"{file}: content differs from the hash in the manifest: damaged; {remedy}")
 
 
+@dataclass(frozen=True)
+class Remote:
+    """An input that lies elsewhere: its address, and a digest over what its store says of its content."""
+
+    path: str
+    digest: str
+
+
 @dataclass
 class Work:
     """An artifact in the making. Files go under `path`; `finish` seals it."""
@@ -139,7 +147,7 @@ class Work:
 
 
 @contextmanager
-def create(out: Path, *, kind: str, version: int | str, config: Config, inputs: Sequence[Artifact | Path] = ()) -> Iterator[Work]:
+def create(out: Path, *, kind: str, version: int | str, config: Config, inputs: Sequence[Artifact | Path | Remote] = ()) -> Iterator[Work]:
     """Begin, resume or recognise the artifact of `kind` at `out`.
 
     Its key is the hash of kind, `version` (raised by the stage's author when its output changes), the configuration without `out`,
@@ -149,7 +157,7 @@ def create(out: Path, *, kind: str, version: int | str, config: Config, inputs: 
     """
     plain = config.model_dump(mode="json")
     plain.pop("out", None)
-    sources = [{"path": str(item.path if isinstance(item, Artifact) else item), "digest": _digest(item)} for item in inputs]
+    sources = [{"path": str(item if isinstance(item, Path) else item.path), "digest": _digest(item)} for item in inputs]
     key = hash_value(
         [kind, version, _without_paths(_identity(config), {source["path"] for source in sources}), [s["digest"] for s in sources]]
     )
@@ -181,8 +189,8 @@ def _identity(config: Config) -> dict[str, Any]:
     return plain | nested
 
 
-def _digest(item: Artifact | Path) -> str:
-    return item.digest if isinstance(item, Artifact) else hash_inputs([item])
+def _digest(item: Artifact | Path | Remote) -> str:
+    return hash_inputs([item]) if isinstance(item, Path) else item.digest
 
 
 def _without_paths(value: Any, paths: set[str]) -> Any:

@@ -8,13 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from openmai.base.artifact import MANIFEST, Artifact
+from openmai.base.artifact import MANIFEST, Artifact, Remote
 from openmai.base.errors import OpenmaiError
 from openmai.data.document import Raw
-from openmai.data.read.commoncrawl import fetch_commoncrawl
 from openmai.data.read.config import Source
 from openmai.data.read.files import Damaged, Gap, read_html, read_json, read_lines, read_parquet, read_text
-from openmai.data.read.huggingface import fetch_huggingface
 from openmai.data.read.warc import read_archive
 
 Reader = Callable[[Path, Source], Iterator[Raw | Gap]]
@@ -31,13 +29,17 @@ COMPRESSIONS = (".gz", ".zst", ".lz4")
 SNAPSHOT_LICENSE = "PSF and the packages' own licences"
 
 
-def local_input(source: Source) -> list[Artifact | Path]:
-    """Return what a source reads from this machine, for the artifact's key: a snapshot, or its files; nothing for a remote source.
+def local_input(source: Source) -> list[Artifact | Path | Remote]:
+    """Return what a source reads, for the artifact's key: a snapshot, files, or a remote path with what its store says of it.
 
-    Raises OpenmaiError if there is nothing at its path.
+    Nothing for Common Crawl and Hugging Face, whose names stand for their content. Raises OpenmaiError if there is nothing at its path.
     """
     if source.path is None:
         return []
+    if source.is_remote:
+        from openmai.data.read import remote  # HTTP and object stores: slow to import, and not always needed
+
+        return [Remote(source.path, remote.digest(remote.find(source.path)))]
     path = Path(source.path)
     if (path / MANIFEST).exists():
         return [Artifact.load(path, kind="snapshot")]
@@ -52,15 +54,19 @@ def local_input(source: Source) -> list[Artifact | Path]:
 def files_of(source: Source, downloads: Path) -> list[Path]:
     """Return the files of a source in canonical order; what is remote is first brought to `downloads`."""
     if source.commoncrawl is not None:
-        return [fetch_commoncrawl(source.commoncrawl, downloads)]
+        from openmai.data.read.commoncrawl import fetch_commoncrawl
+
+        return fetch_commoncrawl(source.commoncrawl, downloads)
     if source.huggingface is not None:
+        from openmai.data.read.huggingface import fetch_huggingface
+
         return fetch_huggingface(source.huggingface, downloads)
-    files = []
-    for item in local_input(source):
-        if isinstance(item, Artifact):
-            files += [item.path / name for name in sorted(item.files) if name.endswith(".warc.gz")]
-        else:
-            files += [item] if item.is_file() else [file for file in sorted(item.rglob("*")) if file.is_file() and reader_of(file)]
+    if source.path is not None and source.is_remote:
+        from openmai.data.read.remote import fetch
+
+        files = fetch(source.path, downloads, reader_of)
+    else:
+        files = [file for item in local_input(source) for file in _files_in(item)]
     unknown = [file for file in files if reader_of(file) is None]
     if unknown or not files:
         found = f"{unknown[0].name} is of an unknown kind" if unknown else "holds no file of a known kind"
@@ -68,6 +74,13 @@ def files_of(source: Source, downloads: Path) -> list[Path]:
             f"{source.path}: {found} (source '{source.name}'); known: {' '.join(READERS)}, also followed by {' '.join(COMPRESSIONS)}"
         )
     return files
+
+
+def _files_in(item: Artifact | Path | Remote) -> list[Path]:
+    if isinstance(item, Artifact):
+        return [item.path / name for name in sorted(item.files) if name.endswith(".warc.gz")]
+    path = Path(item.path) if isinstance(item, Remote) else item
+    return [path] if path.is_file() else [file for file in sorted(path.rglob("*")) if file.is_file() and reader_of(file)]
 
 
 def reader_of(file: Path) -> Reader | None:
