@@ -1,9 +1,8 @@
-"""pytest tests/test_data_text.py: extraction, cleaning, metrics and quality rules."""
+"""pytest tests/test_data_text.py: extraction and cleaning."""
 
 from __future__ import annotations
 
 import random
-from collections import Counter
 
 import pytest
 
@@ -14,9 +13,6 @@ from openmai.data.engine.steps import annotate
 from openmai.data.extract import pydoc_pages
 from openmai.data.extract.clean import clean, drop_empty_headings, drop_repeated_paragraphs
 from openmai.data.extract.html import ExtractError, decode, extract
-from openmai.data.filter.config import DOCS, Thresholds
-from openmai.data.filter.metrics import measure, ngram_metrics
-from openmai.data.filter.rules import RULES, judge
 
 PROSE = (
     "The river that runs past the old mill is slow in summer and wild in spring. Many people of the town walk along it with their dogs. "
@@ -89,72 +85,6 @@ def test_pydoc_page() -> None:
     assert drop_empty_headings(pydoc_pages.clean(text)) == (
         "# m\n\nAbout m:\n    code()\n\n## class C(object)\n\ngo(self, a=1) -> int\n    Go there."
     )
-
-
-def test_ngram_metrics_against_definition() -> None:
-    noise = random.Random(2)
-    words = [noise.choice(["a", "bb", "ccc"]) for _ in range(200)]
-    total, got = sum(map(len, words)), ngram_metrics(words)
-    for n in range(2, 5):
-        counts = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
-        most = max(counts.values())
-        chars = max(most * sum(map(len, gram)) for gram, count in counts.items() if count == most)
-        assert got[f"top_{n}gram"] == pytest.approx(chars / total)
-    for n in range(5, 11):
-        seen, covered = set(), set()
-        for i in range(len(words) - n + 1):
-            gram = tuple(words[i : i + n])
-            covered |= set(range(i, i + n)) if gram in seen else set()
-            seen.add(gram)
-        assert got[f"duplicate_{n}gram"] == pytest.approx(sum(len(words[i]) for i in covered) / total)
-    assert ngram_metrics([]) == dict.fromkeys(got, 0.0)
-
-
-# Each rule with a metric and a value that it rejects; everything else as in good prose.
-BAD = {
-    "gopher.words": ("words", 3),
-    "gopher.mean_word": ("mean_word", 11),
-    "gopher.symbols": ("symbols", 0.2),
-    "gopher.bullet_lines": ("bullet_lines", 0.95),
-    "gopher.ellipsis_lines": ("ellipsis_lines", 0.4),
-    "gopher.alpha_words": ("alpha_words", 0.7),
-    "gopher.stop_words": ("stop_words", 1),
-    "repetition.duplicate_lines": ("duplicate_lines", 0.4),
-    "repetition.duplicate_line_chars": ("duplicate_line_chars", 0.25),
-    "repetition.duplicate_paragraphs": ("duplicate_paragraphs", 0.4),
-    "repetition.duplicate_paragraph_chars": ("duplicate_paragraph_chars", 0.25),
-    "repetition.top_2gram": ("top_2gram", 0.21),
-    "repetition.top_3gram": ("top_3gram", 0.19),
-    "repetition.top_4gram": ("top_4gram", 0.17),
-    **{f"repetition.duplicate_{n}gram": (f"duplicate_{n}gram", 0.2 - n / 100 + 0.01) for n in range(5, 11)},
-    "c4.sentences": ("sentences", 2),
-    "c4.curly": ("curly", 1),
-    "c4.lorem": ("lorem", 1),
-    "fineweb.line_punctuation": ("line_punctuation", 0.1),
-    "fineweb.short_lines": ("short_lines", 0.7),
-    "fineweb.repeated_line_chars": ("duplicate_line_chars", 0.15),
-    "fineweb.newlines": ("newlines", 0.35),
-}
-
-
-@pytest.mark.parametrize("rule", list(RULES))
-def test_each_rule_fires_alone(rule: str) -> None:
-    metric, value = BAD[rule]
-    good = measure(PROSE)
-    assert judge(good, Thresholds()) == ("", "")
-    found, reason = judge(good | {metric: value}, Thresholds())
-    assert found == rule
-    assert reason
-
-
-def test_docs_profile_keeps_reference_pages() -> None:
-    page = "# m\n\n" + "\n\n".join(
-        f"do_{verb}(self, path: str, *, {verb}_mode={{}}) -> dict[str, int]\n    Do what it takes to {verb} the file at the path.\n"
-        f"    Returns the number of bytes that have been {verb}."
-        for verb in ("open", "read", "write", "seek", "close", "flush", "lock", "map")
-    )
-    assert judge(measure(page), Thresholds())[0] != ""
-    assert judge(measure(page), DOCS) == ("", "")
 
 
 def test_annotate_marks_and_never_removes() -> None:
