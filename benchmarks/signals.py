@@ -37,7 +37,7 @@ from openmai.data.filter.signals_config import Pii, UrlRules
 from openmai.data.filter.urls import UrlFilter
 from openmai.data.read.config import Source
 
-KINDS = Pii().kinds
+KINDS = frozenset(Pii().kinds)
 CHARS, DOCUMENTS, DOMAINS = 5000, 3000, 1_000_000
 
 PEER_PII = """

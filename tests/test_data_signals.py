@@ -16,7 +16,7 @@ from openmai.data.filter.pii import FINDERS, find, is_card, is_iban, is_luhn, ma
 from openmai.data.filter.signals_config import Pii, UrlRules
 from openmai.data.filter.urls import UrlFilter, UrlList, adult_words, split
 
-ALL = Pii().kinds
+ALL = frozenset(Pii().kinds)
 
 PRIVATE = [
     ("write to anna.b+x@mail.example.co.uk, please", "write to <EMAIL>, please"),
@@ -80,7 +80,7 @@ def test_counts_and_kinds() -> None:
     assert mask(text, ALL) == ("<EMAIL>, <EMAIL>, <PHONE>", {"email": 2, "phone": 1})
     assert mask(text, frozenset({"phone"})) == ("a@b.com, c@d.org, <PHONE>", {"phone": 1})
     assert mask(text, frozenset()) == (text, {})
-    assert set(FINDERS) == ALL
+    assert list(FINDERS) == Pii().kinds
 
 
 def test_what_is_found_does_not_overlap() -> None:

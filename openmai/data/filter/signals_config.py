@@ -15,7 +15,7 @@ Kind = Literal["key", "email", "iban", "card", "ssn", "ip", "phone"]
 class Pii(Config):
     """Which private data is replaced by a placeholder such as <EMAIL>."""
 
-    kinds: frozenset[Kind] = frozenset({"key", "email", "iban", "card", "ssn", "ip", "phone"})
+    kinds: list[Kind] = ["key", "email", "iban", "card", "ssn", "ip", "phone"]
     """what to mask: key (cloud keys, tokens, private keys), email, iban, card (payment cards), ssn (US), ip (public addresses), phone;
     empty masks nothing"""
 
