@@ -47,7 +47,7 @@ class Record:
 class Warc:
     """How a WARC record begins."""
 
-    start = re.compile(rb"(?m)^" + _WARC)
+    start = re.compile(_WARC)
     landing = re.compile(rb"[\r\n\0 \t]*(?:" + _WARC + rb"|\Z)")
     overlap = 128
 

@@ -147,17 +147,18 @@ class Stream:
         lost = 0
         while self._drop_blanks():
             pass
-        while True:
-            match = pattern.search(self.buffer)
-            more = match is None and self.more()
-            if match is not None or not more:
-                end = match.start() if match is not None else len(self.buffer)
-                lost += len(self.buffer[:end].strip(_BLANK))
-                self.drop(end)
-                return lost
-            done = self.buffer.rfind(b"\n", 0, max(0, len(self.buffer) - overlap)) + 1 or max(0, len(self.buffer) - 2 * overlap)
-            lost += len(self.buffer[:done].strip(_BLANK))
-            self.drop(done)
+        while (match := pattern.search(self.buffer)) is None:
+            searched = len(self.buffer) - overlap
+            if not self.more():
+                break
+            if searched > 0:  # a match may begin in the last bytes; what stays begins with a line, if there are any
+                done = self.buffer.rfind(b"\n", 0, searched) + 1 or searched
+                lost += len(self.buffer[:done].strip(_BLANK))
+                self.drop(done)
+        end = match.start() if match is not None else len(self.buffer)
+        lost += len(self.buffer[:end].strip(_BLANK))
+        self.drop(end)
+        return lost
 
     def _drop_blanks(self) -> bool:
         """Drop blank bytes; true if there may be more of them."""
@@ -201,7 +202,8 @@ class Stream:
             self.file.seek(found)
         except _ERRORS:
             return False
-        self._offset, self._rest, self.member = found, b"", None
+        self._offset = self.member_offset = found
+        self._rest, self.member = b"", None
         self.problem, self.is_cut = "", False
         return True
 
@@ -272,7 +274,7 @@ class Stream:
         self._fed += len(data)
         self._made += len(piece)
         if self._made > max(_BOMB_BYTES, _BOMB_RATIO * self._fed):
-            self.problem = f"its {self.codec.name} data expand more than {_BOMB_RATIO}-fold, to over {_BOMB_BYTES >> 20} MB"
+            self.problem = f"its {self.codec.name} data expand more than {_BOMB_RATIO}-fold, to over {self._made >> 20} MB"
             return b""
         if self.member.eof:
             unused = self.member.unused_data or b""
