@@ -121,7 +121,7 @@ def shingles(text: str, ngram: int) -> Keys:
     """Return the sorted distinct hashes of a text's word n-grams; a shorter text is one shingle, one without words none."""
     hashes = _hashes(_codes(text), _folds(), ngram)
     hashes.sort()
-    return _distinct(hashes)
+    return hashes[: _squeeze(hashes)]
 
 
 def drop(text: str, paragraphs: NDArray[np.int64], lines: NDArray[np.int64]) -> str:
@@ -190,28 +190,30 @@ def _words(codes, folds):  # type: ignore[no-untyped-def]
     lines = 1
     for code in codes:
         lines += code == _NEWLINE
-    words, ends, until = np.empty(len(codes), np.uint64), np.empty(lines, np.int64), np.empty(lines, np.int64)
-    count, line, word = 0, 0, _SEED
+    words, ends, until = np.empty(len(codes) + 1, np.uint64), np.empty(lines, np.int64), np.empty(lines, np.int64)
+    count, line, word, inside = 0, 0, _SEED, _ZERO
     for position in range(len(codes)):
         code = codes[position]
         fold = folds[code] if code < _KNOWN else _ALONE | code
-        if 0 < fold < _ALONE:
-            word = (word ^ np.uint64(fold)) * _FACTOR
+        words[count] = word  # stays if the word ends here; no branch, for where words end cannot be predicted
+        if fold >= _ALONE:
+            count += np.int64(inside)
+            words[count] = (_SEED ^ np.uint64(fold)) * _FACTOR
+            count, word, inside = count + 1, _SEED, _ZERO
             continue
-        if word != _SEED:
-            words[count] = _mix(word)
-            count += 1
-            word = _SEED
-        if fold:
-            words[count] = _mix((_SEED ^ np.uint64(fold)) * _FACTOR)
-            count += 1
+        goes_on = np.uint64(fold > 0)
+        count += np.int64(inside & ~goes_on)
+        mask = _ZERO - goes_on
+        word = ((word ^ np.uint64(fold)) * _FACTOR & mask) | (_SEED & ~mask)
+        inside = goes_on
         if code == _NEWLINE:
             ends[line], until[line] = position, count
             line += 1
-    if word != _SEED:
-        words[count] = _mix(word)
-        count += 1
+    words[count] = word
+    count += np.int64(inside)
     ends[line], until[line] = len(codes), count
+    for number in range(count):
+        words[number] = _mix(words[number])
     return words[:count], ends, until
 
 
@@ -249,7 +251,7 @@ def _fingerprint(codes, folds, ngram, multipliers, offsets, paragraph_chars, lin
     return len(words), paragraphs, _lines(words, until, ends, prose, line_chars)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _hashes(codes, folds, ngram):  # type: ignore[no-untyped-def]
     """Return the hashes of the word n-grams of a text."""
     return _shingles(_words(codes, folds)[0], ngram)
@@ -337,15 +339,15 @@ def _bands(hashes, multipliers, offsets, keys):  # type: ignore[no-untyped-def]
         keys[band] = max(key, _ONE)
 
 
-@njit(cache=True)
-def _distinct(hashes):  # type: ignore[no-untyped-def]
-    """Return sorted values without repetition."""
-    kept, count = np.empty(len(hashes), np.uint64), 0
-    for value in hashes:
-        if count == 0 or kept[count - 1] != value:
-            kept[count] = value
-            count += 1
-    return kept[:count].copy()
+@njit(cache=True, nogil=True)
+def _squeeze(hashes):  # type: ignore[no-untyped-def]
+    """Move the distinct ones of sorted values to the front; return how many there are."""
+    count = 0
+    for position in range(len(hashes)):
+        value = hashes[position]
+        hashes[count] = value
+        count += position + 1 == len(hashes) or value != hashes[position + 1]
+    return count
 
 
 @njit(cache=True)

@@ -8,10 +8,11 @@ that go: thousands of copies of one template cost one comparison each.
 
 from __future__ import annotations
 
-import mmap
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import pairwise
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from openmai.data.dedup.spill import Spill, numbered, run_starts
 Rows = NDArray[np.int64]
 # Of one bucket, documents are compared with so many that stay: bounds the time where a template's filling differs.
 _RIVALS = 64
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
+_THREADS, _BATCH = 4, 512  # more threads would wait for the interpreter's lock
 
 
 def near(
@@ -59,7 +61,6 @@ def near(
             rows.append(np.array([row for row, _, _ in found], np.uint64))
             kept.append(np.array([row for _, row, _ in found], np.uint64))
             similarity.append(np.array([alike for _, _, alike in found]))
-            sets.release()
     buckets.unlink()
     return in_order(np.concatenate(rows), np.concatenate(kept), np.concatenate(similarity))
 
@@ -105,31 +106,34 @@ class ShingleSets:
     """The sorted shingles of the candidates, in a file, so that they need no memory. Use as a context; called with a row."""
 
     def __init__(self, path: Path, is_candidate: NDArray[np.bool_], texts: Callable[[Rows], Iterator[str]], ngram: int) -> None:
-        self.path, self.offsets = path, np.zeros(len(is_candidate) + 1, np.int64)
+        self.path, self.ends = path, np.zeros(len(is_candidate) + 1, np.int64)
         rows = np.flatnonzero(is_candidate)
         with path.open("wb", buffering=1 << 20) as file:
-            for row, text in zip(rows.tolist(), texts(rows), strict=True):
-                found = shingles(text, ngram)
-                self.offsets[row + 1] = len(found)
+            for row, found in zip(rows, _all_shingles(texts(rows), ngram), strict=True):
+                self.ends[row + 1] = found.nbytes
                 file.write(found.data)
-        np.cumsum(self.offsets, out=self.offsets)
+        np.cumsum(self.ends, out=self.ends)
 
     def __enter__(self) -> ShingleSets:
-        with self.path.open("rb") as file:
-            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.offsets[-1] else b""
-        self.values = np.frombuffer(self.map, np.uint64)
+        self.file = self.path.open("rb")
         return self
 
     def __call__(self, row: int) -> Keys:
-        return self.values[self.offsets[row] : self.offsets[row + 1]]
-
-    def release(self) -> None:
-        """Let go of the pages that were read."""
-        if isinstance(self.map, mmap.mmap):
-            self.map.madvise(mmap.MADV_DONTNEED)
+        start, end = self.ends[row : row + 2].tolist()
+        return np.frombuffer(os.pread(self.file.fileno(), end - start, start), np.uint64)
 
     def __exit__(self, *error: object) -> None:
+        self.file.close()
         self.path.unlink()
+
+
+def _all_shingles(texts: Iterator[str], ngram: int) -> Iterator[Keys]:
+    """Yield the shingles of some texts at a time, computed in threads, in order."""
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        while batch := list(islice(texts, _BATCH)):
+            pieces = [batch[start : start + _BATCH // 8] for start in range(0, len(batch), _BATCH // 8)]
+            for found in pool.map(lambda piece: [shingles(text, ngram) for text in piece], pieces):
+                yield from found
 
 
 def _components(

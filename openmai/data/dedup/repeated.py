@@ -13,7 +13,7 @@ from openmai.data.dedup.fingerprint import Keys, Lists, mix
 from openmai.data.dedup.spill import Spill, run_starts
 
 _ITEM_BITS = np.uint64(24)  # a document's parts are numbered below 2^24, the rest of 64 bits numbers the documents
-_ITEMS, _ITEMS_PER_DOCUMENT = 1 << 26, 32  # so many are prepared for
+_ITEMS, _ITEMS_PER_DOCUMENT = 1 << 24, 32  # so many are prepared for
 
 
 class Repeated:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from openmai.data.dedup.fingerprint import Keys, mix
 
-_ROWS = 1 << 20  # rows of one file, as far as _FILES allow
+_ROWS = 1 << 18  # rows of one file, as far as _FILES allow
 _FILES = 256
 
 
@@ -47,9 +47,12 @@ class Spill:
         """Yield one file after the other, sorted by all columns but the last, equal rows in the order in which they came."""
         for number in sorted(self.open):
             self.open[number].close()
-            rows = np.fromfile(self.folder / str(number), np.uint64).reshape(-1, self.columns)
-            (self.folder / str(number)).unlink()
-            yield rows[np.lexsort(rows.T[-2::-1])]
+            yield self._sorted(self.folder / str(number))
+
+    def _sorted(self, path: Path) -> Keys:
+        rows = np.fromfile(path, np.uint64).reshape(-1, self.columns)
+        path.unlink()
+        return rows[np.lexsort(rows.T[-2::-1])]
 
     def _file(self, number: int) -> BinaryIO:
         if number not in self.open:
