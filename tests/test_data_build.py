@@ -38,7 +38,7 @@ def write_sources(folder: Path) -> list[dict[str, Any]]:
     pages |= {
         "http://x/same": pages["http://x/0"],
         "http://x/near": pages["http://x/1"].replace(b"museum", b"shop"),
-        "http://x/thin": b"<p>There is very little to be read on this page.</p>",
+        "http://x/thin": b"<p>There is very little to be read here. Somebody once wanted to write about old bridges, mills and the weather, then stopped. Come back another day.</p>",
     }
     pages["http://x/deep"] = b"<div>" * 5000
     write_warc(folder / "web.warc.gz", pages)
@@ -81,7 +81,7 @@ def test_documents_and_rejected(built: tuple[list[dict[str, Any]], Path]) -> Non
     assert rows[0]["license"] == "CC0"
     assert rows[0]["date"] == "2024-03-01"
     why = {row["url"].split("/")[-1]: row["rule"] for row in rejected.to_pylist()}
-    assert why == {"deep": "extract.depth", "thin": "gopher.words", "same": "exact.duplicate", "near": "near.duplicate"}
+    assert why == {"deep": "extract.depth", "thin": "c4.sentences", "same": "exact.duplicate", "near": "near.duplicate"}
     assert all(row["reason"] for row in rejected.to_pylist())
 
 

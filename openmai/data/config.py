@@ -10,7 +10,8 @@ from pydantic import Field
 
 from openmai.base.config import Config
 from openmai.data.dedup.config import Dedup
-from openmai.data.filter.config import DOCS, Thresholds
+from openmai.data.filter.config import DOCS, HEAVY, LineRules, Thresholds
+from openmai.data.filter.signals_config import Pii, UrlRules
 from openmai.data.read.config import Source
 
 
@@ -32,6 +33,14 @@ class Annotation(Config):
 
     format: Literal["text", "markdown"] = "text"
     """extracted text, or Markdown with fenced code"""
+    urls: UrlRules = UrlRules()
+    """which addresses are dropped before their page is looked at"""
+    pii: Pii = Pii()
+    """which private data is masked"""
+    lines: LineRules | None = None
+    """take C4's boilerplate lines out of the text, `{}` for all of its rules; this drops blank lines too"""
+    quality: Path | None = None
+    """quality model (openmai data quality) that gives every document its score"""
     limits: Limits = Limits()
     """what one page may cost"""
     dedup: Dedup = Dedup()
@@ -41,7 +50,7 @@ class Annotation(Config):
 class BuildConfig(Annotation):
     """Turn sources into clean, scored, deduplicated documents."""
 
-    not_in_key: ClassVar[tuple[str, ...]] = ("workers", "parts", "runner", "address")
+    not_in_key: ClassVar[tuple[str, ...]] = ("workers", "parts", "runner", "address", "compare")
 
     out: Path
     """folder of the documents"""
@@ -51,8 +60,12 @@ class BuildConfig(Annotation):
     """languages to keep; empty keeps all"""
     min_language_score: float = Field(default=0.5, ge=0, le=1)
     """least probability of the language"""
+    respect_opt_out: bool = True
+    """leave out pages whose publisher asks that no model learn from them (robots meta, X-Robots-Tag, TDM reservation)"""
     web: Thresholds = Thresholds()
     """limits for web pages"""
+    heavy: Thresholds = HEAVY
+    """limits for the best of the web, the second phase of a training"""
     docs: Thresholds = DOCS
     """limits for reference documentation"""
     earlier: list[Path] = []
@@ -67,5 +80,7 @@ class BuildConfig(Annotation):
     """processes of this machine, or tasks on a Ray cluster whose machines see the same folders; the output does not depend on it"""
     address: str = "auto"
     """the Ray cluster: auto, local, or host:port"""
+    compare: Literal["driver", "daft"] = "driver"
+    """where a cluster compares documents: by their keys on the machine that drives it, or as Daft queries on all; the same output"""
     parts: Path | None = None
     """folder of the annotated parts, kept so that a change of thresholds recomputes nothing; default: <out>.parts"""

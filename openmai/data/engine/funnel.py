@@ -9,12 +9,16 @@ from openmai.base.progress import say
 
 # A rule's name begins with its family; the families in the order in which they are applied.
 STEPS = {
+    "url": "addresses",
     "extract": "extraction",
+    "opt_out": "opt-outs",
     "language": "language",
     "gopher": "Gopher quality",
     "repetition": "Gopher repetition",
     "c4": "C4",
     "fineweb": "FineWeb",
+    "words": "adult and abusive",
+    "quality": "learned quality",
     "exact": "exact duplicates",
     "paragraphs": "repeated paragraphs",
     "near": "near-duplicates",

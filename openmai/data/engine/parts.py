@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from openmai.base.artifact import Artifact
+from openmai.base.config import Config
 from openmai.base.errors import OpenmaiError
 from openmai.base.files import atomic_file, hash_file, hash_inputs, hash_value
 from openmai.base.progress import say
@@ -28,7 +29,7 @@ from openmai.data.document import Raw, raw_batch
 from openmai.data.engine.pool import Pool
 from openmai.data.engine.steps import part_schema
 from openmai.data.read.config import Source
-from openmai.data.read.files import Damaged
+from openmai.data.read.files import Damaged, Gap
 from openmai.data.read.sources import license_of, read
 
 _BATCH_ROWS, _BATCH_BYTES = 64, 1 << 20
@@ -111,9 +112,14 @@ def annotate_file(config: BuildConfig, source: Source, file: Path, parts: Parts,
 
 
 def annotate_whole_file(config: BuildConfig, source: Source, file: Path, folder: Path) -> list[Part]:
-    """Annotate a file with workers of its own: a task on a cluster."""
-    with Pool(config.workers, config) as pool:
-        return list(annotate_file(config, source, file, Parts(folder), pool))
+    """Annotate a file: a task on a cluster. Its workers stay for the next task of this process and end with it."""
+    return list(annotate_file(config, source, file, Parts(folder), _pool_of(config.model_dump_json())))
+
+
+@lru_cache(maxsize=1)
+def _pool_of(plain: str) -> Pool:
+    config = BuildConfig.model_validate_json(plain)
+    return Pool(config.workers, config)
 
 
 def _check_damages(damages: list[str], file: Path, source: Source) -> None:
@@ -126,8 +132,8 @@ def _check_damages(damages: list[str], file: Path, source: Source) -> None:
 class _Records:
     """The records of one file, taken in parts; looks one record ahead to know the last part as such."""
 
-    def __init__(self, records: Iterator[Raw], skip: int) -> None:
-        self.records, self.count = records, 0
+    def __init__(self, records: Iterator[Raw | Gap], skip: int) -> None:
+        self.records, self.count, self.unlisted = records, 0, 0
         self.damages: list[str] = []
         for _ in range(skip):
             self._next()
@@ -147,7 +153,8 @@ class _Records:
 
     def _next(self) -> Raw | None:
         try:
-            record = next(self.records, None)
+            while isinstance(record := next(self.records, None), Gap):
+                self._note(record.message)
         except Damaged as error:
             self._note(f"{error}; {self.count} good records before")
             return None
@@ -157,6 +164,9 @@ class _Records:
     def _note(self, damage: str) -> None:
         if len(self.damages) < _MAX_DAMAGES:
             self.damages.append(damage)
+        else:
+            self.unlisted += 1
+            self.damages[_MAX_DAMAGES:] = [f"and {self.unlisted} more places"]
 
 
 def _batches(records: Iterator[Raw], source: Source, file: Path, start: int) -> Iterator[pa.RecordBatch]:
@@ -184,8 +194,10 @@ def _key(config: BuildConfig, source: Source, file: Path) -> str:
 def _plain(value: Any) -> Any:
     """Return a setting as plain values; a path stands for what it holds."""
     if isinstance(value, Path):
-        return Artifact.load(value).digest
-    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+        return hash_file(value) if value.is_file() else Artifact.load(value).digest
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return {name: _plain(item) for name, item in value} if isinstance(value, Config) else value
 
 
 @cache

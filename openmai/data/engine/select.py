@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from openmai.data.filter.rules import judge
 from openmai.data.read.sources import profile_of
 
 Row = dict[str, Any]
-COLUMNS = ["source", "language", "date", "scores", "rule", "reason"]
+COLUMNS = ["source", "language", "date", "scores", "meta", "rule", "reason"]
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,15 @@ class Selector:
     def __init__(self, config: BuildConfig) -> None:
         self.config = config
         self.profiles = {source.name: profile_of(source) for source in config.sources}
-        self.thresholds = {"web": config.web, "docs": config.docs}
+        self.thresholds = {"web": config.web, "heavy": config.heavy, "docs": config.docs}
 
     def verdict(self, row: Row) -> tuple[str, str]:
         """Return (rule, reason) why a document is rejected, ("", "") if it takes part."""
         if row["rule"]:
             return row["rule"], row["reason"]
         profile, scores, config = self.profiles[row["source"]], dict(row["scores"]), self.config
+        if config.respect_opt_out and "opt_out" in scores:
+            return "opt_out.reserved", json.loads(row["meta"])["opt_out"]
         if profile == "trusted":
             return "", ""
         if config.languages and row["language"] not in config.languages:

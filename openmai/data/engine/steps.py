@@ -8,7 +8,10 @@ extracting anything anew. Steps know no engine and no files.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,11 +22,18 @@ from openmai.data.document import REJECTED_SCHEMA, document_id
 from openmai.data.extract import clean, pydoc_pages
 from openmai.data.extract.html import ExtractError, decode, extract, no_hint
 from openmai.data.filter.language import identify
-from openmai.data.filter.metrics import measure
+from openmai.data.filter.lexicon import toxic_words
+from openmai.data.filter.metrics import clean_and_measure, measure
+from openmai.data.filter.pii import mask
+from openmai.data.filter.quality import QualityModel
+from openmai.data.filter.signals_config import UrlRules
+from openmai.data.filter.urls import UrlFilter
 
 Row = dict[str, Any]
 _HTML = {"text/html", "application/xhtml+xml"}
+_WORD = re.compile(r"\w+")
 _TEXT = {"text/plain", "text/markdown", "text/x-rst"}
+_UNREADABLE, _MAX_UNREADABLE = re.compile("[\ufffd\0-\x08\x0e-\x1a\x1c-\x1f]"), 0.05
 
 
 def annotate(batch: pa.RecordBatch, config: Annotation) -> pa.RecordBatch:
@@ -46,13 +56,43 @@ def language(rows: list[Row], config: Annotation) -> None:
         row["language"], row["scores"]["language"] = identify(row["text"])
 
 
-def metrics(rows: list[Row], config: Annotation) -> None:
-    """Add the metrics of the quality rules to the scores."""
+def private(rows: list[Row], config: Annotation) -> None:
+    """Mask private data; `meta` counts what was masked."""
+    kinds = frozenset(config.pii.kinds)
     for row in rows:
-        row["scores"] |= measure(row["text"])
+        row["text"], counts = mask(row["text"], kinds)
+        if counts:
+            row["meta"]["pii"], row["scores"]["pii"] = counts, float(sum(counts.values()))
 
 
-STEPS: list[Callable[[list[Row], Annotation], None]] = [language, metrics]
+def metrics(rows: list[Row], config: Annotation) -> None:
+    """Add the metrics of the quality rules to the scores; take C4's lines out of the text if that is asked for."""
+    for row in rows:
+        if config.lines:
+            row["text"], found = clean_and_measure(row["text"], row["language"], config.lines)
+        else:
+            found = measure(row["text"], row["language"])
+        row["scores"] |= found | {"toxic_words": toxic_words(_WORD.findall(row["text"]), row["language"])}
+
+
+def quality(rows: list[Row], config: Annotation) -> None:
+    """Add the learned score `quality`."""
+    if config.quality:
+        for row, score in zip(rows, _quality_model(config.quality).score([row["text"] for row in rows]), strict=True):
+            row["scores"]["quality"] = score
+
+
+STEPS: list[Callable[[list[Row], Annotation], None]] = [language, private, metrics, quality]
+
+
+@cache
+def _quality_model(folder: Path) -> QualityModel:
+    return QualityModel.load(folder)
+
+
+@cache
+def _url_filter(rules: str) -> UrlFilter:
+    return UrlFilter(UrlRules.model_validate_json(rules))
 
 
 def rejected_batch(batch: pa.RecordBatch, rule: str, reason: str, config: Annotation) -> pa.RecordBatch:
@@ -74,6 +114,8 @@ def _extract(row: Row, config: Annotation) -> Row:
 def _text(row: Row, config: Annotation) -> tuple[str, str]:
     """Return (title, text) of a raw record; raises ExtractError."""
     content, mime, limits = row["content"], row["mime"], config.limits
+    if reason := _url_filter(config.urls.model_dump_json()).reason(row["url"]):
+        raise ExtractError("url.blocked", reason)
     if row["problem"]:
         raise ExtractError(*row["problem"].split(": ", 1))
     if row["status"] != 200:
@@ -83,6 +125,8 @@ def _text(row: Row, config: Annotation) -> tuple[str, str]:
     if len(content) > limits.html_megabytes * 1e6 and mime in _HTML:
         raise ExtractError("extract.size", f"{len(content) / 1e6:.1f} MB of HTML, at most {limits.html_megabytes:g}")
     text = decode(content, row["charset"])
+    if (unreadable := len(_UNREADABLE.findall(text))) > _MAX_UNREADABLE * len(text):
+        raise ExtractError("extract.encoding", f"{unreadable / len(text):.0%} of its characters fit no character set")
     if mime in _TEXT:
         return "", clean.clean(text)
     is_pydoc = f"<title>{pydoc_pages.TITLE}" in text[:1000]
@@ -100,7 +144,7 @@ def _document(row: Row, rule: str = "", reason: str = "", text: str = "", title:
         "text": text,
         "language": "",
         "scores": {"raw_bytes": float(len(row["content"]))},
-        "meta": json.dumps(meta, ensure_ascii=False, sort_keys=True),
+        "meta": meta,
         "rule": rule,
         "reason": reason,
         **{name: row[name] for name in ("url", "source", "license", "date")},
@@ -108,6 +152,9 @@ def _document(row: Row, rule: str = "", reason: str = "", text: str = "", title:
 
 
 def _batch(rows: list[Row], config: Annotation) -> pa.RecordBatch:
-    documents = pa.RecordBatch.from_pylist([row | {"scores": list(row["scores"].items())} for row in rows], schema=REJECTED_SCHEMA)
+    for row in rows:
+        row["scores"] = list(row["scores"].items())
+        row["meta"] = json.dumps(row["meta"], ensure_ascii=False, sort_keys=True)
+    documents = pa.RecordBatch.from_pylist(rows, schema=REJECTED_SCHEMA)
     keys = fingerprint.fingerprint([row["text"] for row in rows], config.dedup)
     return pa.RecordBatch.from_arrays([*documents.columns, *keys.columns().values()], schema=part_schema(config))

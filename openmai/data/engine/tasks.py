@@ -7,12 +7,15 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from typing import Any, Literal, TypeVar
 
 from openmai.base.errors import OpenmaiError
+from openmai.base.progress import say
 
 Result = TypeVar("Result")
 _RETRIES = 8  # of a task whose machine went away
+_WATCH_SECONDS = 1.0
 
 
 def run_tasks(
@@ -57,6 +60,43 @@ def _on_ray(function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], w
     finally:
         for reference in pending:
             ray.cancel(reference, force=True)
+
+
+def run_on_whole_cluster(function: Callable[..., Result], *arguments: Any, address: str) -> Result:
+    """Return function(*arguments) of a process of its own that is connected to the cluster; started anew when a machine is lost.
+
+    For queries that use all machines at once and would wait forever for one that is gone, as Daft 0.7.26 does.
+    """
+    ray = connect(address)
+    context, cluster = multiprocessing.get_context("spawn"), ray.get_runtime_context().gcs_address
+    for _ in range(_RETRIES):
+        machines = _machines(ray)
+        mine, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_answer, args=(theirs, cluster, function, arguments), daemon=True)
+        process.start()
+        theirs.close()
+        try:
+            while machines <= _machines(ray):
+                if mine.poll(_WATCH_SECONDS):
+                    return mine.recv()
+        except EOFError:
+            process.join()
+            raise RuntimeError(f"a query on the cluster died (exit code {process.exitcode}); its error stands above") from None
+        finally:
+            process.kill()
+            process.join()
+            mine.close()
+        say("a machine of the cluster is lost; the query begins anew on the others")
+    raise OpenmaiError(f"the cluster lost machines {_RETRIES} times during one query; build again when it is stable")
+
+
+def _machines(ray: Any) -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _answer(pipe: Connection, address: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    connect(address)
+    pipe.send(function(*arguments))
 
 
 def connect(address: str) -> Any:
