@@ -160,7 +160,7 @@ _NORTH_AMERICAN = re.compile(
     r"(?![\w/]|[.\-][0-9])"
 )
 _CALL = re.compile(
-    r"(?<![a-z])(?:tel|telephone|phone|fax|telefax|fon|mobile|cell|cellphone|call|dial|hotline|whatsapp|telefon|t[eé]l[eé]phone)s?"
+    r"(?<![a-z])(?:tel|telephone|phone|fax|telefax|fon|mobile?|cell|cellphone|call|dial|hotline|whatsapp|telefon|t[eé]l[eé]phone)s?"
     r"(?:[ -](?:no|nr|number|numbers|us|me|him|her|them|toll-free|on|at|is)\.?){0,3}[\s.:#]{1,4}(?:\[[0-9]{1,4}\] )?\(?$",
     re.IGNORECASE,
 )
