@@ -40,4 +40,9 @@ VERBS = {
         run="openmai.data.filter.grade:grade",
         help="let a teacher behind an OpenAI-compatible endpoint grade documents from 0 to 5",
     ),
+    "browse": Verb(
+        config="openmai.data.browse.config:BrowseConfig",
+        run="openmai.data.browse.browse:browse",
+        help="look at what was kept and rejected, beside the original pages, and judge it",
+    ),
 }
