@@ -104,5 +104,5 @@ def test_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(OpenmaiError, match="address=auto: no Ray cluster there.*ray start --head"):
+    with pytest.raises(OpenmaiError, match=r"address=auto: no Ray cluster there.*ray start --head"):
         tasks.connect("auto")
