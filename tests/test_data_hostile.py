@@ -112,7 +112,7 @@ def test_hostile_pages_cost_only_themselves(tmp_path: Path, monkeypatch: pytest.
     }
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.warc.gz").write_bytes(between(pages))
-    kept, rejected, funnel = run(tmp_path / "in", monkeypatch, seconds=1.0, html_megabytes=1.0)
+    kept, rejected, funnel = run(tmp_path / "in", monkeypatch, seconds=0.5, html_megabytes=1.0)
     assert kept == [f"http://good/{number}" for number in range(len(pages) + 1)]
     for what in pages:
         rule, name = what.split()

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from resiliparse.parse.encoding import bytes_to_str, detect_encoding
+from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import ElementNode, HTMLTree
 
 Hint = Callable[[str, str], int | None]
@@ -118,7 +118,8 @@ class _State:
 
 def decode(content: bytes, charset: str) -> str:
     """Return HTML bytes as text: the declared character set if it fits, else the detected one; bytes that fit nowhere are replaced."""
-    encoding = charset or detect_encoding(content[:65536], html5_compatible=True) or "utf-8"
+    declared = map_encoding_to_html5(charset, fallback_utf8=False) if charset else None
+    encoding = declared or detect_encoding(content[:65536], html5_compatible=True) or "utf-8"
     return bytes_to_str(content, encoding, fallback_encodings=("utf-8", "windows-1252"))
 
 

@@ -135,7 +135,7 @@ def _decode(decoder: Callable[[bytes], Iterator[bytes]], body: bytes) -> bytes |
                 raise BodyError(f"extract.size: its body decodes to more than {MAX_BYTES >> 20} MB")
     except (zlib.error, zstandard.ZstdError):
         return None
-    return b"".join(pieces) or None
+    return b"".join(pieces) if pieces else None
 
 
 def _gunzip(body: bytes) -> Iterator[bytes]:
@@ -167,8 +167,11 @@ def _unbrotli(body: bytes) -> Iterator[bytes]:
 
 def _unzstd(body: bytes) -> Iterator[bytes]:
     reader = zstandard.ZstdDecompressor().stream_reader(body, read_across_frames=True)
-    while piece := reader.read(_PIECE):
+    while True:
+        piece = reader.read(_PIECE)
         yield piece
+        if not piece:
+            return
 
 
 _DECODERS = {"gzip": _gunzip, "x-gzip": _gunzip, "deflate": _inflate, "br": _unbrotli, "zstd": _unzstd}

@@ -68,11 +68,11 @@ def _archived(file: IO[bytes], name: str) -> Iterator[Record | Gap]:
 
 
 def _form(stream: Stream, name: str) -> Form:
-    """Tell WARC from ARC by the first bytes, or else by the name."""
+    """Tell WARC from ARC by the first bytes, or by the name if these are neither's."""
     stream.ensure(Arc.overlap)
     if Warc.landing.match(stream.buffer):
         return Warc
-    return Arc if Arc.landing.match(stream.buffer) or ".arc" in name.lower() else Warc
+    return Arc if stream.buffer.startswith(b"filedesc:") or ".arc" in name.lower() else Warc
 
 
 def _zipped(file: IO[bytes]) -> Iterator[Record | Gap]:
