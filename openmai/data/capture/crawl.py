@@ -135,12 +135,15 @@ class _Crawl:
         return self.pages >= limits.max_pages or self.bytes >= limits.max_megabytes * 1e6 or self.counts["visited"] >= limits.max_requests
 
     def _push(self, url: str, depth: int, hops: int = 0) -> None:
-        if url not in self.seen:
-            self.seen.add(url)
-            if hops:
-                self.queue.appendleft((url, depth, hops))
-            else:
-                self.queue.append((url, depth, hops))
+        if url in self.seen:
+            return
+        if hops:
+            self.queue.appendleft((url, depth, hops))
+        elif len(self.queue) < self.config.max_requests:  # what stands behind so many is never visited
+            self.queue.append((url, depth, hops))
+        else:
+            return
+        self.seen.add(url)
 
     # --- the log: what an earlier attempt did is followed without a request ---
 
