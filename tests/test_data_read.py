@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import lz4.frame
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,8 +23,9 @@ from openmai.base.errors import OpenmaiError
 from openmai.data.config import BuildConfig
 from openmai.data.document import Raw
 from openmai.data.read.config import Source
-from openmai.data.read.http import decode_body
+from openmai.data.read.http import decode_body, parse_answer
 from openmai.data.read.sources import Damaged, files_of, read
+from openmai.data.read.warc import count_records
 
 TEXTS = [f"Text number {number}: naïve café." for number in range(5)]
 
@@ -75,6 +78,83 @@ def test_warc(tmp_path: Path, name: str) -> None:
     assert (first.url, first.mime, first.status, first.date) == ("http://x/0", "text/html", 200, "2024-03-01")
 
 
+@pytest.mark.parametrize("name", ["a.warc.zst", "a.warc.lz4", "a.warc.gz", "misnamed.warc"])
+def test_compressed_warc(tmp_path: Path, name: str) -> None:
+    write_warc(tmp_path / "plain.warc", {f"http://x/{number}": text.encode() for number, text in enumerate(TEXTS)})
+    plain = (tmp_path / "plain.warc").read_bytes()
+    compress = {".zst": zstandard.compress, ".lz4": lz4.frame.compress}.get(Path(name).suffix, gzip.compress)
+    (tmp_path / name).write_bytes(compress(plain[:700]) + compress(plain[700:]) + b"\0" * 10 * name.endswith(".gz"))
+    assert records(tmp_path / name) == TEXTS
+
+
+def test_zstd_with_a_dictionary(tmp_path: Path) -> None:
+    write_warc(tmp_path / "plain.warc", {f"http://x/{number}": text.encode() for number, text in enumerate(TEXTS)})
+    plain = (tmp_path / "plain.warc").read_bytes()
+    dictionary = zstandard.ZstdCompressionDict(plain[:1000])
+    packed = zstandard.compress(plain[:1000])
+    head = b"\x5d\x2a\x4d\x18" + len(packed).to_bytes(4, "little") + packed
+    (tmp_path / "a.warc.zst").write_bytes(head + zstandard.ZstdCompressor(dict_data=dictionary).compress(plain))
+    assert records(tmp_path / "a.warc.zst") == TEXTS
+
+
+def test_wacz(tmp_path: Path) -> None:
+    write_warc(tmp_path / "a.warc.gz", {"http://x/0": TEXTS[0].encode()})
+    write_warc(tmp_path / "b.warc", {"http://x/1": TEXTS[1].encode()})
+    with zipfile.ZipFile(tmp_path / "c.wacz", "w") as archive:
+        archive.write(tmp_path / "b.warc", "archive/2.warc", zipfile.ZIP_DEFLATED)
+        archive.write(tmp_path / "a.warc.gz", "archive/1.warc.gz")
+        archive.writestr("pages/pages.jsonl", '{"text": "no page"}')
+    assert records(tmp_path / "c.wacz") == TEXTS[:2]
+
+
+def test_what_is_no_page_is_counted_and_left_out(tmp_path: Path) -> None:
+    path, url = tmp_path / "a.warc", "http://x/"
+    kinds = {
+        "warcinfo": "",
+        "request": url,
+        "metadata": url,
+        "revisit": url,
+        "resource": "urn:pageinfo:x",
+        "conversion": url,
+        "unheard-of": url,
+    }
+    with open(path, "wb") as file:
+        for kind, target in [*kinds.items(), ("response", "dns:x"), ("response", "https://x/robots.txt"), ("resource", "http://x/page")]:
+            head = f"WARC/1.1\r\nWARC-Type: {kind}\r\nWARC-Target-URI: <{target}>\r\nContent-Type: text/plain; charset=latin-1\r\n"
+            file.write(f"{head}WARC-Truncated: length\r\nContent-Length: 3\r\n\r\n{kind[:3]}\r\n\r\n".encode())
+    found = list(read(path, Source(name="s", path="x")))
+    assert [(raw.url, raw.content, raw.charset) for raw in found] == [(url, b"con", "utf-8"), ("http://x/page", b"res", "latin-1")]
+    assert json.loads(found[1].meta) == {"truncated": "length"}
+    known = {kind: 1 for kind in kinds if kind != "unheard-of"}
+    assert count_records(path) == known | {"resource": 2, "response": 2, "unknown": 1}
+
+
+def test_http_headers(tmp_path: Path) -> None:
+    http = [
+        ("Content-Type", 'text/html; Charset="ISO-8859-1"'),
+        ("X-Robots-Tag", "noai"),
+        ("x-robots-tag", "noindex"),
+        ("TDM-Reservation", "1"),
+    ]
+    with open(tmp_path / "a.warc", "wb") as file:
+        writer = WARCWriter(file, gzip=False)
+        answer = StatusAndHeaders("404 Gone", [*http, ("Content-Language", "da"), ("Set-Cookie", "secret")], protocol="HTTP/2")
+        writer.write_record(writer.create_warc_record("http://x/", "response", io.BytesIO(b"\xe6"), http_headers=answer))
+        for body in (b"<p>no type", b"plain", b"\x89PNG\0"):
+            answer = StatusAndHeaders("200 OK", [], protocol="HTTP/1.1")
+            writer.write_record(writer.create_warc_record("http://x/", "response", io.BytesIO(body), http_headers=answer))
+    raw, *others = (item for item in read(tmp_path / "a.warc", Source(name="s", path="x")) if isinstance(item, Raw))
+    assert (raw.status, raw.mime, raw.charset, raw.content) == (404, "text/html", "iso-8859-1", b"\xe6")
+    assert json.loads(raw.headers) == {"x-robots-tag": "noai, noindex", "tdm-reservation": "1", "content-language": "da"}
+    assert [other.mime for other in others] == ["text/html", "text/plain", "application/octet-stream"]
+
+
+def test_interim_answers_are_passed_over() -> None:
+    answer = parse_answer(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200\r\nA: b\r\n  c\r\n\r\nbody")
+    assert (answer.status, answer.fields, answer.body) == (200, {"a": "b c"}, b"body")
+    assert parse_answer(b"no answer at all").body == b"no answer at all"
+
+
 def test_body_without_the_encoding_that_its_headers_promise(tmp_path: Path) -> None:
     body = b"<html>plain after all</html>"
     for name, value in (("Transfer-Encoding", "chunked"), ("Content-Encoding", "gzip")):
@@ -106,6 +186,32 @@ def test_wet_and_folder_and_glob(tmp_path: Path) -> None:
     (tmp_path / "ignored.bin").write_bytes(b"\0")
     assert records(tmp_path) == [TEXTS[2], TEXTS[0], TEXTS[1]]
     assert records(tmp_path / "*.[tm]*") == [TEXTS[2], TEXTS[1]]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_arc_of_both_versions(tmp_path: Path, packed: bool) -> None:
+    bodies = [f"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\n\r\n{text}".encode() for text in TEXTS[:3]]
+    lines = [
+        "http://x/a b?c=d e 1.1.1.1 20200102000000 text/html {}",
+        "http://x/2 ::1 20200102000000 text/html 200 checksum - 77 a.arc {}",
+        "http://x/3 1.1.1.1 20200102000000  {}",
+    ]
+    pieces = [f"filedesc://a.arc 0.0.0.0 20200101000000 text/plain {len(TEXTS[0].encode())}\n{TEXTS[0]}\n".encode()]
+    pieces += [line.format(len(body)).encode() + b"\n" + body + b"\n" for line, body in zip(lines, bodies, strict=True)]
+    (tmp_path / "a.arc.gz").write_bytes(b"".join(gzip.compress(piece) if packed else piece for piece in pieces))
+    found = list(read(tmp_path / "a.arc.gz", Source(name="s", path="x")))
+    assert [(raw.url, raw.content.decode(), raw.date) for raw in found] == [
+        (url, text, "2020-01-02") for url, text in zip(("http://x/a b?c=d e", "http://x/2", "http://x/3"), TEXTS, strict=False)
+    ]
+    assert count_records(tmp_path / "a.arc.gz") == {"warcinfo": 1, "response": 3}
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md.gz", "a.html.zst", "a.xhtml", "a.ndjson.lz4", "a.json.gz"])
+def test_other_names_and_compressions(tmp_path: Path, name: str) -> None:
+    content = json.dumps({"text": TEXTS[0]}).encode() if "json" in name else TEXTS[0].encode()
+    compress = {".gz": gzip.compress, ".zst": zstandard.compress, ".lz4": lz4.frame.compress}.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(compress(content))
+    assert records(tmp_path / name) == [TEXTS[0]]
 
 
 def test_arc(tmp_path: Path) -> None:
