@@ -72,7 +72,31 @@ def test_english_words_are_those_of_spacy(chunk: str) -> None:
 
 def test_no_character_is_lost() -> None:
     noise = random.Random(3)
-    alphabet = ["a", "B", "s", "n't", "'s", "’", ".", "...", ",", "(", ")", "-", "/", ":", "$", "7", "km", "é", "中", "☃", "#", "\U0001f600", "@x.org"]
+    alphabet = [
+        "a",
+        "B",
+        "s",
+        "n't",
+        "'s",
+        "’",
+        ".",
+        "...",
+        ",",
+        "(",
+        ")",
+        "-",
+        "/",
+        ":",
+        "$",
+        "7",
+        "km",
+        "é",
+        "中",
+        "☃",
+        "#",
+        "\U0001f600",
+        "@x.org",
+    ]
     for _ in range(2000):
         chunk = "".join(noise.choices(alphabet, k=noise.randrange(1, 12)))
         assert "".join(english.segment(chunk)) == chunk
@@ -91,7 +115,25 @@ def test_special_cases_fit_the_bounds_of_the_search() -> None:
 
 
 def test_words_of_other_languages() -> None:
-    assert words("L’été, c'est-à-dire: 3,5 km!", "fr") == ["L", "’", "été", ",", "c", "'", "est", "-", "à", "-", "dire", ":", "3", ",", "5", "km", "!"]
+    assert words("L’été, c'est-à-dire: 3,5 km!", "fr") == [
+        "L",
+        "’",
+        "été",
+        ",",
+        "c",
+        "'",
+        "est",
+        "-",
+        "à",
+        "-",
+        "dire",
+        ":",
+        "3",
+        ",",
+        "5",
+        "km",
+        "!",
+    ]
     assert words("私は猫。OK", "ja") == ["私", "は", "猫", "。", "OK"]
     assert "stop_words" not in measure("Das ist ein Satz.", "de")
 
@@ -127,7 +169,9 @@ def test_repeated_ngrams_against_definition() -> None:
     for count in [*range(12), 50, 200, 1000]:
         tokens = noise.choices(["a", "bb", "ccc", "dddd"], k=count)
         numbers = {word: number for number, word in enumerate(dict.fromkeys(tokens))}
-        got = repeated_ngrams(np.array([numbers[word] for word in tokens], dtype=np.int64), np.array(list(map(len, tokens)), dtype=np.int64))
+        got = repeated_ngrams(
+            np.array([numbers[word] for word in tokens], dtype=np.int64), np.array(list(map(len, tokens)), dtype=np.int64)
+        )
         assert got.tolist() == ngrams_by_definition(tokens)
 
 
@@ -199,7 +243,7 @@ BAD = {
     "gopher.ellipses": ("ellipses", 0.2),
     "gopher.bullet_lines": ("bullet_lines", 0.95),
     "gopher.ellipsis_lines": ("ellipsis_lines", 0.4),
-    "gopher.alpha_words": ("alpha_words", 0.7),
+    "gopher.alpha_words": ("alpha_words", 0.6),
     "gopher.stop_words": ("stop_words", 1),
     "repetition.duplicate_lines": ("duplicate_lines", 0.4),
     "repetition.duplicate_line_chars": ("duplicate_line_chars", 0.25),

@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from functools import lru_cache
+from pathlib import Path
 
 import datatrove.utils.text as utils
 from datatrove.data import Document
@@ -32,7 +33,7 @@ CHAIN = ("repetition", "c4_lenient", "gopher", "fineweb")  # FineWeb's: C4 witho
 
 def main() -> None:
     sample, out, speed_documents = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    texts = [json.loads(line)["text"] for line in open(sample)]
+    texts = [json.loads(line)["text"] for line in Path(sample).read_text().split("\n")[:-1]]
     utils.split_into_words("warm up")
     start = time.process_time()
     for text in texts[:speed_documents]:
@@ -59,10 +60,10 @@ def judge(text: str) -> dict:
         cleaned = Document(text=text, id="")
         verdicts[name] = reason(rule, cleaned)
     for name in CHAIN[2:]:  # the last filter was C4 without terminal punctuation: `cleaned` holds the text that it leaves
-        verdicts[f"cleaned {name}"] = reason(FILTERS[name], cleaned)
-    steps = {"repetition": "repetition", "c4": "c4_lenient", "gopher": "cleaned gopher", "fineweb": "cleaned fineweb"}
+        verdicts[f"{name} after C4"] = reason(FILTERS[name], cleaned)
+    steps = {"repetition": "repetition", "c4": "c4_lenient", "gopher": "gopher after C4", "fineweb": "fineweb after C4"}
     verdicts["chain"] = next((f"{name}: {verdicts[step]}" for name, step in steps.items() if verdicts[step]), "")
-    return verdicts | {"words": digest("\0".join(utils.split_into_words(text))), "cleaned": digest(cleaned.text)}
+    return verdicts | {"words": digest("\0".join(utils.split_into_words(text))), "text after C4": digest(cleaned.text)}
 
 
 def chain(text: str) -> str:

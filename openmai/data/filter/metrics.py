@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from openmai.data.filter.config import LineRules
 from openmai.data.filter.lines import clean_lines
 from openmai.data.filter.repetition import DUPLICATE, TOP, count_sentences, repeated_ngrams
-from openmai.data.filter.words import LETTER, LINE, LINE_ENDS, MARK, STOP, STOP_WORDS, WORD, Vocabulary, vocabulary
+from openmai.data.filter.words import LETTER, LINE, LINE_ENDS, MARK, STOP, WORD, Vocabulary, vocabulary
 
 SHORT_LINE = 30  # characters, FineWeb
 
