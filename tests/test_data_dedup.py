@@ -177,6 +177,11 @@ def test_which_one_stays(tmp_path: Path, keep: str) -> None:
     assert found.kept.tolist() == [[0, 0], [1, 1]][keep != "first"]
 
 
+def test_newer_dates_are_preferred() -> None:
+    dates = ["", "2023", "2023-12-31", "2024", "2024-01-02T03:04:05Z", "2024-01-03"]
+    assert (np.diff(preferences("newest", np.zeros(len(dates), np.int64), dates=dates)) > 0).all()
+
+
 def test_chains_do_not_join_what_is_not_alike(tmp_path: Path) -> None:
     words = random.Random(5).choices(VOCABULARY, k=1000)
     windows = [" ".join(words[start : start + 400]) for start in range(0, 600, 20)]

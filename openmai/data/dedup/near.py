@@ -9,6 +9,7 @@ that go: thousands of copies of one template cost one comparison each.
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -98,7 +99,7 @@ def preferences(
     if keep == "quality" and scores is not None:
         return np.nan_to_num(scores, nan=-np.inf)
     if keep == "newest" and dates is not None:
-        return np.array([float(date[:10].replace("-", "") or 0) if date[:4].isdigit() else 0.0 for date in dates])
+        return np.array([float(re.sub(r"\D", "", date[:10]).ljust(8, "0")) for date in dates])
     return np.zeros(len(words))
 
 
