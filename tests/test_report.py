@@ -130,12 +130,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pages = make(folder, "z_pages", "snapshot", [], {"pages": 60, "packages": {"stdlib": 40, "numpy": 20}}, {})
     documents = make_documents(folder, [pages])
     others = {"GPT-2": 3.5, "o200k": 4.25}
+    compared = [
+        {"source": source, "language": language, "bytes": 9000, "bytes_per_token": {"ours": 2.71, "GPT-2": 3.5, "o200k": 4.25}}
+        for source, language in (("", ""), ("books", "en"), ("web", "de"))
+    ]
     tokenizer = make(
         folder,
         "tokenizer",
         "tokenizer",
         [documents],
-        {"vocab_size": 512, "bytes_per_token": 3.0, "learned_from_bytes": 5000, "others": others},
+        {"vocab_size": 512, "bytes_per_token": 3.0, "learned_from_bytes": 5000, "others": others, "compression": compared},
         {},
     )
     shards = make(folder, "shards", "shards", [documents, tokenizer], {"vocab_size": 512, "splits": SPLITS}, {})
@@ -193,6 +197,7 @@ def test_whole_run(html: str) -> None:
         "crawl.warc.gz: cut off",
         "CC0-1.0",
         "GPT-2 3.50 bytes per token",
+        "web de 9.00 kB 2.71 3.50 4.25",
         "2 layers, width 64, 2 heads, 4 experts, 2 active",
         "Expert load",
         "Margin nats",

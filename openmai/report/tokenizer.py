@@ -32,6 +32,16 @@ class SplitRow:
 
 
 @dataclass(frozen=True)
+class CompressionRow:
+    """Bytes per token of each tokenizer on the text of one source and language."""
+
+    source: str
+    language: str
+    bytes: str
+    bytes_per_token: list[float]
+
+
+@dataclass(frozen=True)
 class TokenizerFacts:
     """Everything the page says about one tokenizer and the shards made with it."""
 
@@ -40,11 +50,16 @@ class TokenizerFacts:
     bytes_per_token: float
     learned_from: str
     compressions: list[Compression]
+    measured_on: str
+    compression_rows: list[CompressionRow]
     rows: list[SplitRow]
 
 
 def describe(run: Run, artifact: Artifact) -> TokenizerFacts:
-    """Describe a tokenizer, beside others if its metrics hold their compression (`others`: name -> bytes per token)."""
+    """Describe a tokenizer, beside others if its metrics hold their compression.
+
+    `others`: name -> bytes per token; `compression`: rows of source, language, bytes and bytes_per_token by name, first a row over all.
+    """
     metrics = artifact.metrics
     named = [(artifact.path.name, metrics["bytes_per_token"]), *metrics.get("others", {}).items()]
     top = max(value for _, value in named)
@@ -52,7 +67,20 @@ def describe(run: Run, artifact: Artifact) -> TokenizerFacts:
     shards = [shard for shard in run.of("shards") if artifact in run.parents(shard)]
     learned_from = text.size(metrics["learned_from_bytes"]) if "learned_from_bytes" in metrics else ""
     rows = [row for shard in shards for row in _rows(shard)]
-    return TokenizerFacts(artifact.path.name, metrics["vocab_size"], metrics["bytes_per_token"], learned_from, compressions, rows)
+    compared = metrics.get("compression", [])[1:]
+    return TokenizerFacts(
+        step=artifact.path.name,
+        vocab_size=metrics["vocab_size"],
+        bytes_per_token=metrics["bytes_per_token"],
+        learned_from=learned_from,
+        compressions=compressions,
+        measured_on=metrics.get("measured_on", ""),
+        compression_rows=[
+            CompressionRow(row["source"], row["language"], text.size(row["bytes"]), list(row["bytes_per_token"].values()))
+            for row in compared
+        ],
+        rows=rows,
+    )
 
 
 def _rows(shards: Artifact) -> list[SplitRow]:
