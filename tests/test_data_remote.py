@@ -20,7 +20,8 @@ from loopback import Answer, Site, serve
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from openmai.base.config import validate
+from openmai.base.artifact import Artifact, create
+from openmai.base.config import Config, validate
 from openmai.base.errors import OpenmaiError
 from openmai.data.read import commoncrawl, download, huggingface, remote
 from openmai.data.read.commoncrawl import Query, check_record, fetch_commoncrawl
@@ -541,3 +542,26 @@ def test_the_hubs_name_and_address() -> None:
     assert HuggingFace(name="a/b").endpoint == "https://huggingface.co"
     assert Source(name="s", path="hf://datasets/a/b/x.jsonl").is_remote
     assert not Source(name="s", path="C:/windows/x.jsonl").is_remote
+
+
+class Settings(Config):
+    """Of an artifact that reads one address."""
+
+    out: Path
+    source: str = "memory://bucket/a.txt"
+
+
+def test_changed_data_at_the_same_address_make_another_artifact(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    def key() -> str:
+        config = Settings(out=tmp_path / "artifact")
+        with create(config.out, kind="test", version=1, config=config, inputs=local_input(Source(name="s", path=config.source))) as work:
+            if work.finished is None:
+                work.finish(metrics={})
+            return work.key
+
+    memory.pipe("/bucket/a.txt", b"first")
+    first = key()
+    assert key() == first
+    memory.pipe("/bucket/a.txt", b"second")
+    assert key() != first
+    assert Artifact.load(tmp_path / "artifact").inputs[0]["path"] == "memory://bucket/a.txt"
