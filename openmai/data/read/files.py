@@ -129,6 +129,8 @@ def _row(row: Any, file: Path, number: int, source: Source, is_first: bool) -> R
 
 def _meta(row: dict[str, Any], text_field: str) -> str:
     rest = {key: value for key, value in row.items() if key not in (text_field, *_KNOWN)}
+    if not rest:
+        return "{}"
     try:
         return _clean(json.dumps(rest, ensure_ascii=False, sort_keys=True, default=str))
     except (ValueError, RecursionError):  # nested as deep as the parser just allowed

@@ -65,6 +65,11 @@ def _zstd(file: IO[bytes], head: bytes) -> _Codec:
     return _Codec("zstd", _ZSTD_MAGIC, lambda: zstandard.ZstdDecompressor(dict_data=dictionary).decompressobj(), 1 << 10)
 
 
+def codec_named(name: str) -> _Codec | None:
+    """Return how a file of this name should be compressed."""
+    return {".gz": GZIP, ".lz4": _LZ4, ".zst": _zstd(io.BytesIO(), b"")}.get(name.lower()[name.rfind(".") :])
+
+
 class Stream:
     """Decompressed bytes of a file: look at `buffer`, which begins at `position` of the data, after `ensure`; `drop` what is done.
 

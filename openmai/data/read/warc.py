@@ -14,7 +14,7 @@ from openmai.data.read.config import Source
 from openmai.data.read.files import Damaged, Gap
 from openmai.data.read.http import BodyError, charset_of, decode_body, kept_headers, mime_of, parse_answer
 from openmai.data.read.records import Arc, Form, Record, Warc, read_records
-from openmai.data.read.stream import GZIP, Stream
+from openmai.data.read.stream import GZIP, Stream, codec_named
 
 _PAGES = {"response", "resource", "conversion"}
 # What crawlers file beside pages: look-ups, their own notes, screenshots, extracted text of pages that are there as well.
@@ -63,6 +63,9 @@ def _items(file: Path) -> Iterator[Record | Gap]:
 def _archived(file: IO[bytes], name: str) -> Iterator[Record | Gap]:
     stream = Stream(file)
     form = _form(stream, name)
+    if stream.codec is None and not form.landing.match(stream.buffer) and codec_named(name):
+        file.seek(0)  # its very beginning is damaged: members may follow
+        stream = Stream(file, codec=codec_named(name))
     stream.start = form.start
     yield from read_records(stream, form)
 
