@@ -5,9 +5,13 @@ Each loop is one function over whole texts: numba counts references whenever an 
 
 from __future__ import annotations
 
+import heapq
+
+import numpy as np
 from numba import int64, njit, uint64
 
 MEMO_BYTES, MEMO_IDS, MEMO_BITS = 15, 6, 20  # what a row of the memo can hold: bytes of a piece, ids, bits of an id
+_LONG = 200  # symbols; from about here on the heap is faster
 
 
 @njit(cache=True, nogil=True)
@@ -154,11 +158,49 @@ def _find(pairs, left, right):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def _merge_long(symbols, after, count, pairs):  # type: ignore[no-untyped-def]
+    """Do what `merge` does for a piece of any length; `after` has room for `count` numbers."""
+    before = np.arange(-1, count - 1)
+    after[:count] = np.arange(1, count + 1)
+    heap = [int64(0) for _ in range(0)]
+    for place in range(count - 1):
+        row = _find(pairs, symbols[place], symbols[place + 1])
+        if row >= 0:
+            heap.append(pairs[row, 1] << 32 | place)
+    heapq.heapify(heap)
+    while heap:
+        first = heapq.heappop(heap)
+        rank, left = first >> 32, first & 0xFFFFFFFF
+        right = after[left] if symbols[left] >= 0 else count
+        row = _find(pairs, symbols[left], symbols[right]) if right < count else -1
+        if row < 0 or pairs[row, 1] != rank:
+            continue  # one of the two has been merged meanwhile
+        symbols[left], symbols[right] = pairs[row, 2], -1
+        after[left] = after[right]
+        if after[left] < count:
+            before[after[left]] = left
+        for pair in (before[left], left):
+            if pair >= 0 and after[pair] < count:
+                row = _find(pairs, symbols[pair], symbols[after[pair]])
+                if row >= 0:
+                    heapq.heappush(heap, pairs[row, 1] << 32 | pair)
+    kept = 0
+    for place in range(count):
+        if symbols[place] >= 0:
+            symbols[kept] = symbols[place]
+            kept += 1
+    return kept
+
+
+@njit(cache=True, nogil=True)
 def merge(symbols, rows, count, pairs):  # type: ignore[no-untyped-def]
     """Apply merges to symbols[:count], the lowest rank first and the leftmost among equals; return how many symbols are left.
 
-    A round takes all places of the best merge, unless one that comes earlier becomes possible on the way.
+    A round takes all places of the best merge, unless one that comes earlier becomes possible on the way. A long piece has a heap instead,
+    since it may need as many rounds as there are merges.
     """
+    if count > _LONG:
+        return _merge_long(symbols, rows, count, pairs)
     none = 1 << 62
     for place in range(count - 1):
         rows[place] = _find(pairs, symbols[place], symbols[place + 1])
