@@ -300,7 +300,7 @@ def kill_after(place: str, count: int, arguments: list[str]) -> None:
 
 def test_killed_encoding_ends_with_the_same_shards(documents: Path, tokenizer: Path, shards: Path, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
-    kill_after("openmai.tokenizer.encode:write_shard", 1, encode_arguments(documents, tokenizer, killed))
+    kill_after("openmai.tokenizer.encode:join", 1, encode_arguments(documents, tokenizer, killed))
     with pytest.raises(OpenmaiError, match="unfinished: run its command again"):
         Artifact.load(killed)
     assert main(encode_arguments(documents, tokenizer, killed)) == 0
