@@ -159,12 +159,16 @@ def annotate_or_misbehave(batch: Any, config: Annotation) -> Any:
     return rejected_batch(batch, "", "", config)
 
 
+def batch(pages: list[Raw]) -> Any:
+    return raw_batch([("file", number, page) for number, page in enumerate(pages)], "s", "")
+
+
 def test_deadly_pages_cost_only_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openmai.data.engine.pool.annotate", annotate_or_misbehave)
     monkeypatch.setattr("openmai.data.engine.pool._CONTEXT", "fork")  # so that the workers see the stand-in
     pages = [Raw(content=content, url=content.decode()) for content in (b"a", b"die", b"b", b"spin", b"eat", b"c")]
     with Pool(2, Annotation(limits=Limits(seconds=0.3))) as pool:
-        batches = list(pool.run([raw_batch(pages, "s", ""), raw_batch(pages[:1], "s", "")]))
+        batches = list(pool.run([batch(pages), batch(pages[:1])]))
     rows = [row for batch in batches for row in batch.to_pylist()]
     assert [row["url"] for row in rows] == ["a", "die", "b", "spin", "eat", "c", "a"]
     assert [row["rule"] for row in rows] == ["", "extract.crash", "", "extract.deadline", "extract.memory", "", ""]

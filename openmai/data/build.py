@@ -16,9 +16,10 @@ from openmai.base.artifact import Artifact, Work, create
 from openmai.base.files import write_json
 from openmai.base.progress import Progress
 from openmai.data.config import BuildConfig
+from openmai.data.engine.annotate import Unit, annotate_unit, annotate_units, units_of
 from openmai.data.engine.compare import Found, compare
 from openmai.data.engine.funnel import Funnel
-from openmai.data.engine.parts import Part, Parts, annotate_file, annotate_whole_file, build_code, parts_folder
+from openmai.data.engine.parts import Part, Parts, build_code, parts_folder
 from openmai.data.engine.pool import Pool
 from openmai.data.engine.select import Selector
 from openmai.data.engine.shards import Decided, group, write_shard
@@ -50,34 +51,31 @@ def build(config: BuildConfig) -> Artifact:
 def _annotate(config: BuildConfig, folder: Path) -> Found:
     """Return all parts of all sources in canonical order, with what the thresholds select of them."""
     parts, selector = Parts(parts_folder(config)), Selector(config)
-    files = [(source, file) for source in config.sources for file in files_of(source, folder / "downloads")]
-    found: dict[int, Found] = {number: [] for number in range(len(files))}
-    documents, rules, done = 0, Counter[str](), 0
+    units = [unit for source in config.sources for unit in units_of(source, files_of(source, folder / "downloads"), config.part_records)]
+    found: dict[int, Found] = {number: [] for number in range(len(units))}
+    documents, rules, done, files = 0, Counter[str](), 0, sum(len(unit.files) for unit in units)
     with Progress("documents", None, "records") as progress:
-        for number, part in _run(config, files, parts):
+        for number, part in _run(config, units, parts):
             selected = selector.select(parts.path(part.key))
             found[number].append((part, parts.path(part.key), selected))
             rules += selected.rules
             documents += part.records
-            done += part.is_last
+            done += len(units[number].files) if part.is_last else 0
             kept = f"{1 - rules.total() / max(1, documents):.0%}"
             most = ", ".join(f"{rule} {count / documents:.0%}" for rule, count in rules.most_common(3))
-            progress.advance(part.records, files=f"{done}/{len(files)}", kept=kept, **({"rejected": most} if most else {}))
+            progress.advance(part.records, files=f"{done}/{files}", kept=kept, **({"rejected": most} if most else {}))
     return [item for items in found.values() for item in items]
 
 
-def _run(config: BuildConfig, files: list, parts: Parts) -> Iterator[tuple[int, Part]]:
-    """Yield (number of the file, part) of all files, the parts of each in order."""
+def _run(config: BuildConfig, units: list[Unit], parts: Parts) -> Iterator[tuple[int, Part]]:
+    """Yield (number of the unit, part) of all units, the parts of each in order."""
     if config.runner == "local":
         with Pool(config.workers, config) as pool:
-            for number, (source, file) in enumerate(files):
-                for part in annotate_file(config, source, file, parts, pool):
-                    yield number, part
+            yield from annotate_units(config, units, parts, pool)
     else:
-        tasks = [(config, source, file.resolve(), parts.folder.resolve()) for source, file in files]
-        for number, its_parts in run_tasks(annotate_whole_file, tasks, config.runner, config.workers, config.address):
-            for part in its_parts:
-                yield number, part
+        tasks = [(config, Unit(unit.source, tuple(file.resolve() for file in unit.files)), parts.folder.resolve()) for unit in units]
+        for number, its_parts in run_tasks(annotate_unit, tasks, config.runner, config.workers, config.address):
+            yield from ((number, part) for part in its_parts)
 
 
 def _write(config: BuildConfig, work: Work, found: Found, decided: list[Decided]) -> Artifact:

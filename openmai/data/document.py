@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,16 +69,17 @@ class Raw:
     problem: str = ""
 
 
-def raw_batch(records: list[Raw], source: str, license: str, file: str = "", start: int = 0) -> pa.RecordBatch:
-    """Return `records`, of which the first is number `start` of its file, as a batch of RAW_SCHEMA.
+def raw_batch(records: Sequence[tuple[str, int, Raw]], source: str, license: str) -> pa.RecordBatch:
+    """Return records, each with its file's name and its number in the file, as a batch of RAW_SCHEMA.
 
     A licence of their own goes before the source's.
     """
-    columns: dict[str, list] = {name: [getattr(record, name, None) for record in records] for name in RAW_SCHEMA.names}
+    raws = [record for *_, record in records]
+    columns: dict[str, list] = {name: [getattr(record, name, None) for record in raws] for name in RAW_SCHEMA.names}
     columns["source"] = [source] * len(records)
-    columns["license"] = [record.license or license for record in records]
-    columns["file"] = [file] * len(records)
-    columns["record"] = list(range(start, start + len(records)))
+    columns["license"] = [record.license or license for record in raws]
+    columns["file"] = [file for file, *_ in records]
+    columns["record"] = [number for _, number, _ in records]
     return pa.RecordBatch.from_pydict(columns, schema=RAW_SCHEMA)
 
 

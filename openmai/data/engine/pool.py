@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing as mp
 import os
 import resource
 import signal
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +22,8 @@ from openmai.data.engine.steps import annotate, rejected_batch
 
 _NO_MEMORY = 77
 _READY = "ready"
+_FIRST_PAGE = b"<p>Compiled loops and models are loaded before any page's time is counted.</p>"
+_PATIENCE = 60  # times the CPU limit: a worker that has not answered by then waits for something that never comes
 _CONTEXT = "spawn"  # a fork would copy the threads' locks of numpy and pyarrow
 
 
@@ -28,7 +32,9 @@ class _Worker:
     process: Any
     pipe: Connection
     task: tuple[tuple[int, int], pa.RecordBatch] | None = None
+    since: float = 0.0
     is_ready: bool = False
+    is_stuck: bool = False
 
 
 @dataclass
@@ -91,12 +97,18 @@ class Pool:
             self.workers.append(_start(self.config))
         for worker in self.workers:
             if worker.task is None and waiting:
-                worker.task = waiting.popleft()
-                worker.pipe.send(worker.task[1])
+                worker.task, worker.since = waiting.popleft(), time.monotonic()
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a dead worker is found by _collect
+                    worker.pipe.send(worker.task[1])
 
     def _collect(self) -> Iterator[tuple[tuple[int, int], pa.RecordBatch, pa.RecordBatch | None]]:
         """Wait; yield (key, batch, result) of what is finished, result None if the batch must be tried row by row."""
-        ready = set(wait([worker.pipe for worker in self.workers if worker.task is not None]))
+        patience = _PATIENCE * self.config.limits.seconds
+        ready = set(wait([worker.pipe for worker in self.workers if worker.task is not None], timeout=patience))
+        for worker in self.workers:
+            if worker.is_ready and worker.task is not None and worker.pipe not in ready and time.monotonic() - worker.since > patience:
+                worker.is_stuck = True
+                worker.process.kill()
         for worker in [worker for worker in self.workers if worker.pipe in ready]:
             assert worker.task is not None
             key, batch = worker.task
@@ -106,7 +118,7 @@ class Pool:
                 yield key, batch, self._bury(worker, batch)
                 continue
             if isinstance(answer, str):
-                worker.is_ready = True
+                worker.is_ready, worker.since = True, time.monotonic()
                 continue
             worker.task = None
             yield key, batch, answer
@@ -117,10 +129,13 @@ class Pool:
             raise RuntimeError("a data worker does not start; its error stands above")
         self.workers.remove(worker)
         worker.pipe.close()
-        return rejected_batch(batch, *_cause(worker.process.exitcode, self.config.limits), self.config) if batch.num_rows == 1 else None
+        return rejected_batch(batch, *_cause(worker, self.config.limits), self.config) if batch.num_rows == 1 else None
 
 
-def _cause(exit_code: int, limits: Limits) -> tuple[str, str]:
+def _cause(worker: _Worker, limits: Limits) -> tuple[str, str]:
+    exit_code = worker.process.exitcode
+    if worker.is_stuck:
+        return "extract.deadline", f"took more than {_PATIENCE * limits.seconds:g} seconds, mostly of waiting"
     if exit_code == -signal.SIGPROF:
         return "extract.deadline", f"took more than {limits.seconds:g} CPU seconds"
     if exit_code == _NO_MEMORY:
@@ -144,9 +159,7 @@ def _work(pipe: Connection, config: Annotation) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    annotate(
-        raw_batch([Raw(b"<p>Compiled loops and models are loaded before any page's time is counted.</p>", "", "text/html")], "", ""), config
-    )
+    annotate(raw_batch([("", 0, Raw(_FIRST_PAGE, "", "text/html"))], "", ""), config)
     pipe.send(_READY)
     while True:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from openmai.data.config import Annotation
 from openmai.data.dedup import fingerprint
 from openmai.data.document import REJECTED_SCHEMA, document_id
 from openmai.data.extract import clean, pydoc_pages
-from openmai.data.extract.html import ExtractError, decode, extract, no_hint
+from openmai.data.extract.html import ExtractError, Page, decode, extract
+from openmai.data.extract.signals import opt_out
 from openmai.data.filter.language import identify
 from openmai.data.filter.lexicon import toxic_words
 from openmai.data.filter.metrics import clean_and_measure, measure
@@ -31,6 +33,7 @@ from openmai.data.filter.urls import UrlFilter
 
 Row = dict[str, Any]
 _HTML = {"text/html", "application/xhtml+xml"}
+_NO_PAGE = Page("", "")
 _WORD = re.compile(r"\w+")
 _TEXT = {"text/plain", "text/markdown", "text/x-rst"}
 _UNREADABLE, _MAX_UNREADABLE = re.compile("[\ufffd\0-\x08\x0e-\x1a\x1c-\x1f]"), 0.05
@@ -103,16 +106,16 @@ def rejected_batch(batch: pa.RecordBatch, rule: str, reason: str, config: Annota
 def _extract(row: Row, config: Annotation) -> Row:
     """Return the document of a raw record; one without usable text is rejected."""
     try:
-        title, text = _text(row, config)
+        page = _page(row, config)
     except ExtractError as error:
         return _document(row, error.rule, str(error))
-    if not text.strip():
+    if not page.text.strip():
         return _document(row, "extract.empty", "no text")
-    return _document(row, text=text, title=title)
+    return _document(row, page=page)
 
 
-def _text(row: Row, config: Annotation) -> tuple[str, str]:
-    """Return (title, text) of a raw record; raises ExtractError."""
+def _page(row: Row, config: Annotation) -> Page:
+    """Return what a raw record holds; raises ExtractError."""
     content, mime, limits = row["content"], row["mime"], config.limits
     if reason := _url_filter(config.urls.model_dump_json()).reason(row["url"]):
         raise ExtractError("url.blocked", reason)
@@ -127,27 +130,36 @@ def _text(row: Row, config: Annotation) -> tuple[str, str]:
     text = decode(content, row["charset"])
     if (unreadable := len(_UNREADABLE.findall(text))) > _MAX_UNREADABLE * len(text):
         raise ExtractError("extract.encoding", f"{unreadable / len(text):.0%} of its characters fit no character set")
-    if mime in _TEXT:
-        return "", clean.clean(text)
-    is_pydoc = f"<title>{pydoc_pages.TITLE}" in text[:1000]
-    title, text = extract(text, limits.depth, pydoc_pages.hint if is_pydoc else no_hint)
-    if is_pydoc:
-        title, text = title.removeprefix(pydoc_pages.TITLE), pydoc_pages.clean(text)
-    return title, clean.drop_empty_headings(clean.clean(text))
+    page = Page("", clean.clean(text)) if mime in _TEXT else _html_page(text, config)
+    return replace(page, opt_out=page.opt_out or opt_out((), json.loads(row["headers"])))
 
 
-def _document(row: Row, rule: str = "", reason: str = "", text: str = "", title: str = "") -> Row:
-    meta = json.loads(row["meta"]) | {"file": row["file"], "record": row["record"]} | ({"title": title} if title else {})
-    identity = text or f"{rule} {row['file']} {row['record']}"
+def _html_page(html: str, config: Annotation) -> Page:
+    if f"<title>{pydoc_pages.TITLE}" not in html[:1000]:
+        page = extract(html, config.limits.depth, format=config.format)
+        return replace(page, text=clean.drop_empty_headings(clean.clean(page.text)))
+    page = extract(html, config.limits.depth, pydoc_pages.hint, config.format)
+    text = clean.drop_empty_headings(clean.clean(pydoc_pages.clean(page.text)))
+    return replace(page, title=page.title.removeprefix(pydoc_pages.TITLE), text=text)
+
+
+def _document(row: Row, rule: str = "", reason: str = "", page: Page = _NO_PAGE) -> Row:
+    marks = {"title": page.title, "declared_language": page.language, "opt_out": page.opt_out}
+    if page.date and row["date"]:
+        marks["captured"] = row["date"]
+    meta = json.loads(row["meta"]) | {"file": row["file"], "record": row["record"]} | {name: mark for name, mark in marks.items() if mark}
+    identity = page.text or f"{rule} {row['file']} {row['record']}"
     return {
         "id": document_id(row["source"], row["url"], identity),
-        "text": text,
+        "text": page.text,
         "language": "",
-        "scores": {"raw_bytes": float(len(row["content"]))},
+        "scores": {"raw_bytes": float(len(row["content"]))} | ({"opt_out": 1.0} if page.opt_out else {}),
         "meta": meta,
         "rule": rule,
         "reason": reason,
-        **{name: row[name] for name in ("url", "source", "license", "date")},
+        "license": page.license or row["license"],
+        "date": page.date or row["date"],
+        **{name: row[name] for name in ("url", "source")},
     }
 
 
