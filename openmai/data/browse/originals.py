@@ -17,10 +17,11 @@ from openmai.data.extract.html import decode
 from openmai.data.read.config import Source
 from openmai.data.read.sources import files_of, reread
 
-# A page is shown without scripts and without network. Two things a policy does not stop: connections that <link> only prepares, and a page
-# that sends its frame elsewhere.
+# A page is shown without scripts and without network. A policy stops requests, but browsers connect in advance: for <link>, for frames, and
+# for links that are clicked. So these are defused too, and with them what sends the frame elsewhere.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; sandbox"
-_REACHING = re.compile(r"<(/?)(link|base|meta\s[^>]*http-equiv\s*=\s*[\"']?\s*refresh)\b", re.IGNORECASE)
+_REACHING = re.compile(r"<(/?)(link|base|i?frame|object|embed|meta\s[^>]*http-equiv\s*=\s*[\"']?\s*refresh)\b", re.IGNORECASE)
+_NO_CLICKS = "<style>a, area { pointer-events: none !important }</style>"
 
 
 class Originals:
@@ -92,7 +93,7 @@ def source_text(raw: Raw) -> str:
 
 def rendered(raw: Raw) -> str:
     """Return the record as a page that can be shown in a frame: what reaches for the network before any policy is defused."""
-    return _REACHING.sub(r"<\1x-\2", source_text(raw))
+    return _REACHING.sub(r"<\1x-\2", source_text(raw)) + _NO_CLICKS
 
 
 def facts(raw: Raw) -> dict[str, Any]:
