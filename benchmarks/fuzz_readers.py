@@ -57,7 +57,7 @@ SOURCE = Source(name="fuzz", path="fuzz")
 CONFIG = Annotation()
 MEMORY = 2 << 30
 LARGEST = 1_500_000  # bytes of a file that is mutated
-PATIENCE = 20  # times the CPU limit: a process that only waits is stuck
+PATIENCE = 90  # times the CPU limit: a process that only waits is stuck
 WORDS = [
     *(b"WARC/1.0\r\n", b"WARC-Type: response\r\n", b"Content-Length: 99999999999\r\n", b"Content-Length: -1\r\n", b"\r\n\r\n", b"PAR1"),
     *(b"HTTP/1.1 200 OK\r\n", b"Transfer-Encoding: chunked\r\n", b"Content-Encoding: br\r\n", b"Content-Encoding: zstd, gzip\r\n"),
@@ -150,6 +150,19 @@ def page(rng: random.Random) -> bytes:
     return mutate(rng, data, data) if rng.random() < 0.3 else data
 
 
+def repeated(rng: random.Random) -> bytes:
+    """Return a page of one to three pieces over and over: what takes time beyond all proportion shows here."""
+    choices = [f"<{rng.choice(TAGS)}{rng.choice(('', *ATTRIBUTES))}>", f"</{rng.choice(TAGS)}>", rng.choice(TEXTS), rng.choice(ODD)]
+    choices += [
+        f"<meta name='x' content='{rng.choice(TEXTS)}'>",
+        '<script type="application/ld+json">{"@type": "Article"',
+        "{" * 20,
+        "\\(x",
+    ]
+    piece = "".join(rng.choice(choices) for _ in range(rng.choice((1, 1, 2, 3))))
+    return (piece * (rng.choice((20_000, 200_000, 1_000_000)) // len(piece.encode()))).encode()
+
+
 def make_files(archives: list[Path], folder: Path) -> list[Path]:
     """Write what archives hold in all the other kinds of file that there are readers for."""
     pages: list[Raw] = []
@@ -191,9 +204,9 @@ def make_files(archives: list[Path], folder: Path) -> list[Path]:
 def make_input(seed: int, number: int, files: dict[str, list[Path]]) -> tuple[str, bytes, str, Path | None]:
     """Return the name and bytes of an input, and a file whose records it must hold: "flips" of compressed bits, or as its "tail"."""
     rng = random.Random(f"{seed}/{number}")
-    kind = rng.choices(("archive", "table", "html", "invented"), (40, 15, 20, 25))[0]
-    if kind == "invented":
-        return "invented.html", page(rng), "", None
+    kind = rng.choices(("archive", "table", "html", "invented", "repeated"), (40, 15, 20, 20, 5))[0]
+    if kind in ("invented", "repeated"):
+        return f"{kind}.html", page(rng) if kind == "invented" else repeated(rng), "", None
     file, other = rng.choice(files[kind]), rng.choice(files[rng.choice(list(files))])
     data, name = file.read_bytes(), file.name.lower()
     if name.endswith((".warc.gz", ".arc.gz")) and rng.random() < 0.3:
@@ -245,7 +258,7 @@ def check(file: Path, relation: str, original: Path | None) -> None:
         before, was_reported, _ = look(original)
         if relation == "flips":
             assert reported or was_reported or set(first) == set(before), "checksummed data came out altered or went missing silently"
-        elif not was_reported and original.read_bytes()[:1] == file.read_bytes()[:1]:  # compressed alike, so far as its beginning says
+        elif not was_reported and (file.suffix == ".gz" or file.read_bytes()[:2] not in (b"\x1f\x8b", b"PK", b"\x28\xb5", b"\x04\x22")):
             assert first[len(first) - len(before) :] == before, "records behind the damage are missing"
     if file.name.endswith(".html"):
         check_page(file.read_bytes())
@@ -281,7 +294,7 @@ def check_page(content: bytes) -> None:
 
 
 def check_annotate(raws: list[Raw]) -> None:
-    batch = raw_batch(raws, "s", "")
+    batch = raw_batch([("f", number, raw) for number, raw in enumerate(raws)], "s", "")
     first = annotate(batch, CONFIG)
     assert first.num_rows == len(raws)
     assert first.equals(annotate(batch, CONFIG)), "annotated differently the second time"

@@ -201,12 +201,9 @@ def test_answers_of_any_bytes(data: bytes, fields: dict[str, str]) -> None:
 def test_pages_of_any_bytes(html: str, encoding: str, charset: str, junk: bytes) -> None:
     content = html.encode(encoding, errors="replace") + junk
     with contextlib.suppress(ExtractError):
-        title, text = extract(decode(content, charset), 400)
-        (title + text).encode()
-    batch, config = (
-        raw_batch([Raw(content, "http://x/", "text/html", charset), Raw(junk, "http://y/", "text/plain", "")], "s", ""),
-        Annotation(),
-    )
+        extract(decode(content, charset), 400)
+    raws = [Raw(content, "http://x/", "text/html", charset), Raw(junk, "http://y/", "text/plain", "")]
+    batch, config = raw_batch([("f", number, raw) for number, raw in enumerate(raws)], "s", ""), Annotation()
     first = annotate(batch, config)
     assert first.equals(annotate(batch, config))
     assert first.num_rows == 2

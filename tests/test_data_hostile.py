@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import time
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,8 @@ import zstandard
 from openmai.base.config import validate
 from openmai.base.errors import OpenmaiError
 from openmai.data.build import build
-from openmai.data.config import Annotation, BuildConfig
+from openmai.data.config import Annotation, BuildConfig, Limits
+from openmai.data.document import Raw, raw_batch
 from openmai.data.engine import pool, steps
 from openmai.data.read import files, http, records, stream
 from openmai.data.read.config import Source
@@ -120,6 +122,18 @@ def test_hostile_pages_cost_only_themselves(tmp_path: Path, monkeypatch: pytest.
     assert len(rejected) == len(pages)
     assert "says 200 bytes" in rejected["http://bad/short"][1]
     assert funnel["damaged"] == []
+
+
+def test_a_page_that_only_waits_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(rows: list[steps.Row], config: Annotation) -> None:
+        time.sleep(1000 * any("idle" in row["text"] for row in rows))
+
+    monkeypatch.setattr(steps, "STEPS", [wait])
+    monkeypatch.setattr(pool, "_CONTEXT", "fork")
+    monkeypatch.setattr(pool, "_PATIENCE", 1)
+    with pool.Pool(1, Annotation(limits=Limits(seconds=1))) as workers:
+        row = next(workers.run([raw_batch([("f", 0, Raw(b"idle", "http://x/"))], "s", "")])).to_pylist()[0]
+    assert (row["rule"], row["reason"]) == ("extract.deadline", "took more than 1 seconds, mostly of waiting")
 
 
 def test_records_that_lie_in_a_plain_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,7 +228,7 @@ def test_truncated_file_keeps_the_good_prefix(tmp_path: Path, name: str) -> None
     if "warc" in name:
         write_warc(path, pages)
     else:
-        path.write_bytes(gzip.compress("".join(json.dumps({"text": str(n)}) + "\n" for n in range(40_000)).encode()))
+        path.write_bytes(gzip.compress("".join(json.dumps({"text": str(n)}) + "\n" for n in range(8_000)).encode()))
     path.write_bytes(path.read_bytes()[:-25])
     source, good = Source(name="s", path=str(path)), []
     with pytest.raises(Damaged):
@@ -237,7 +237,7 @@ def test_truncated_file_keeps_the_good_prefix(tmp_path: Path, name: str) -> None
         assert good.pop().problem.startswith("extract.length: record 3 at byte ")
         assert [raw.content[:1] for raw in good] == [b"0", b"1", b"2"]
     else:
-        assert 30_000 < len(good) < 40_000
+        assert 6_000 < len(good) < 8_000
 
 
 def collect(items: Iterator, into: list) -> None:
