@@ -27,23 +27,23 @@ def test_extract_keeps_structure() -> None:
     <table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></table><pre>def f(x):\n    return x</pre>
     <div class="main-menu">Menu words</div><script>if (a < b) { "</div>" }</script><dl><dt>term</dt><dd>meaning</dd></dl>
     <p><a href="/x">more links</a> <a href="/y">and more</a></p></body></html>"""
-    title, text = extract(page, 100)
-    assert title == "A title"
-    assert text == (
+    found = extract(page, 100)
+    assert found.title == "A title"
+    assert found.text == (
         "# Head&line\n\nFirst bold <tag>.\nSecond line.\n\n- one\n- two\n\na | b\n1 | 2\n\ndef f(x):\n    return x\n\nterm\n    meaning"
     )
 
 
 def test_extract_prefers_main_element() -> None:
-    assert extract("<body><p>around it</p><main><p>the text</p></main></body>", 100) == ("", "the text")
+    assert extract("<body><p>around it</p><main><p>the text</p></main></body>", 100).text == "the text"
 
 
 def test_hostile_pages() -> None:
     with pytest.raises(ExtractError, match="deeper than 400") as error:
         extract("<div>" * 200_000 + "text", 400)
     assert error.value.rule == "extract.depth"
-    assert extract("<p>unclosed <b>and <i>crossed</b> tags</i> <a href='>'>x", 400)[1].startswith("unclosed and crossed tags")
-    assert extract("", 400) == ("", "")
+    assert extract("<p>unclosed <b>and <i>crossed</b> tags</i> <a href='>'>x", 400).text.startswith("unclosed and crossed tags")
+    assert extract("", 400).text == ""
     noise = random.Random(1)
     for _ in range(300):
         extract(
@@ -81,7 +81,7 @@ def test_pydoc_page() -> None:
     <dl><dt><strong>go</strong>(self, a=1) -&gt; int</dt><dd><span class="code">Go&nbsp;there.</span></dd></dl>
     <hr>Data descriptors defined here:<br><dl><dt><strong>__dict__</strong></dt>
     <dd>dictionary for instance variables</dd></dl></td></tr></table></div>"""
-    text = extract(page, 100, pydoc_pages.hint)[1]
+    text = extract(page, 100, pydoc_pages.hint).text
     assert drop_empty_headings(pydoc_pages.clean(text)) == (
         "# m\n\nAbout m:\n    code()\n\n## class C(object)\n\ngo(self, a=1) -> int\n    Go there."
     )
@@ -96,7 +96,7 @@ def test_annotate_marks_and_never_removes() -> None:
         Raw(content=b"x" * 9_000_000, url="big", mime="text/html"),
         Raw(content=b"\xff\xfe\x00\xd8" * 10, url="bytes", mime="text/html", charset="utf-16"),
     ]
-    rows = annotate(raw_batch(pages, "s", "CC0"), Annotation()).to_pylist()
+    rows = annotate(raw_batch([("file", number, page) for number, page in enumerate(pages)], "s", "CC0"), Annotation()).to_pylist()
     assert [row["rule"] for row in rows[:5]] == ["", "extract.mime", "extract.status", "extract.empty", "extract.size"]
     assert rows[0]["text"] == PROSE
     assert rows[0]["language"] == "en"

@@ -1,78 +1,41 @@
-"""HTML into plain text that keeps its structure: headings, lists, table rows, indentation of definitions, and code as it stands.
+"""The main text of a web page with its structure, and what the page says about itself.
 
-Lexbor parses (resiliparse) and writes the tree out again as well-formed HTML; one scan over its tags then makes the text. That is
-several times faster than visiting nodes from Python, and linear in the size of the page whatever its depth. Boilerplate goes in two ways:
-elements whose role is not content, and blocks made of links (Kohlschütter et al. 2010, "Boilerplate detection using shallow text
-features").
+Lexbor parses (resiliparse), one compiled pass over the tree as it writes it out makes blocks of text (scan.py), and a small model of
+decision trees (model.py) judges each block by what it holds and where it stands (features.py). Time is linear in the size of the page.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
-from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
-from resiliparse.parse.html import ElementNode, HTMLTree
+import numpy as np
+from resiliparse.parse.html import HTMLTree
+
+from openmai.data.extract.encoding import decode
+from openmai.data.extract.features import features
+from openmai.data.extract.formula import expand_formulas
+from openmai.data.extract.metadata import read_metadata
+from openmai.data.extract.model import is_content
+from openmai.data.extract.names import BITS
+from openmai.data.extract.render import Format, render
+from openmai.data.extract.scan import CHARS, ELEMENT, GROUPS, HINT, LEVEL, LINKS, PARENT, TAG, TAGS, Scanned, scan
+from openmai.data.extract.signals import opt_out
+from openmai.data.extract.text import CODE, block_text
+
+__all__ = ["ExtractError", "Hint", "Page", "decode", "extract", "no_hint"]
 
 Hint = Callable[[str, str], int | None]
-_TAG = re.compile(r"<(?:!--.*?-->|(/?)([a-zA-Z][^\s/>]*)((?:[^>\"]|\"[^\"]*\")*)>)", re.S)
-_NAMES = re.compile(r"\b(?:class|id)=\"([^\"]*)\"")
-_VOID = {"br", "hr", "img", "input", "meta", "link", "source", "track", "wbr", "area", "base", "col", "embed", "param"}
-_RAW = {"script", "style", "iframe", "xmp", "noembed", "noframes", "plaintext"}
-_SKIP = {
-    "script",
-    "style",
-    "noscript",
-    "template",
-    "svg",
-    "math",
-    "nav",
-    "footer",
-    "aside",
-    "form",
-    "iframe",
-    "button",
-    "select",
-    "textarea",
-    "object",
-    "video",
-    "audio",
-    "canvas",
-    "head",
-    "dialog",
-}
-_SPACED = {"p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "pre", "blockquote", "figure", "hr", "section", "article"}
-_BLOCKS = _SPACED | {
-    "div",
-    "li",
-    "dt",
-    "dd",
-    "tr",
-    "main",
-    "header",
-    "body",
-    "address",
-    "center",
-    "fieldset",
-    "details",
-    "summary",
-    "figcaption",
-    "tbody",
-    "thead",
-    "caption",
-}
-_CELLS = {"td", "th"}
-_CONTAINERS = (_BLOCKS | _CELLS | {"a", "span"}) - {"main", "body", "article"}
-_HEADINGS = {f"h{level}" for level in range(1, 7)}
-_INDENT = {"dd": 4}
-_WHITE = re.compile(r"[ \t\n\r\f]+")
-_BOILERPLATE = re.compile(
-    r"(?:^|[\s_-])(?:nav|navbar|navigation|menu|sidebar|footer|breadcrumbs?|comments?|share|sharing|social|cookies?|banner|advert\w*|ads?"
-    r"|related|promo|pagination|pager|toolbar|popup|modal|newsletter|subscribe|skip-link|headerlink)(?:$|[\s_-])",
-    re.I,
-)
-_LINK_SHARE = 0.6
+_OPENING = re.compile(r"<([a-zA-Z][^\s/>]*)([^>]*)>")
+_SMALL = 1000  # characters; a page of less says too little for the model
+_LINK_SHARE = 60  # percent of a block's characters
+_FURNITURE_TAGS = frozenset(TAGS[tag] for tag in ("nav", "menu", "footer", "aside", "form", "dialog", "noscript", "search"))
+_FURNITURE_NAMES = sum(BITS[name] for name in ("nav", "foot", "share", "comment"))
+_MAIN_TAGS = (TAGS["main"], TAGS["article"])
+_BODY_START = 200  # characters of a block that are looked for in the article's text that JSON-LD gives
+_BODY_LACK = 3  # the article's text replaces ours if it is so many times as long
 
 
 class ExtractError(Exception):
@@ -83,44 +46,20 @@ class ExtractError(Exception):
         self.rule = rule
 
 
-@dataclass
-class _Block:
-    """Lines that belong together; `links` counts characters inside links, `gap` asks for a blank line before."""
+@dataclass(frozen=True)
+class Page:
+    """What a page holds; "" for what it does not say.
 
+    `date` is the ISO day of publication, `language` the declared ISO 639 code, `license` an SPDX identifier (Creative Commons) or an
+    address, `opt_out` why the page is not to be trained on.
+    """
+
+    title: str
     text: str
-    indent: int
-    level: int
-    gap: bool
-    links: int
-    bullet: str
-
-
-@dataclass
-class _State:
-    blocks: list[_Block] = field(default_factory=list)
-    pieces: list[str] = field(default_factory=list)
-    links: int = 0
-    indent: int = 0
-    level: int = 0
-    gap: bool = False
-    bullet: str = ""
-    in_link: int = 0
-    in_pre: int = 0
-
-    def flush(self) -> None:
-        """End the running block."""
-        text = "".join(self.pieces)
-        if text.strip():
-            self.blocks.append(_Block(text, self.indent, self.level, self.gap, self.links, self.bullet))
-            self.gap, self.bullet = False, ""
-        self.pieces, self.links = [], 0
-
-
-def decode(content: bytes, charset: str) -> str:
-    """Return HTML bytes as text: the declared character set if it fits, else the detected one; bytes that fit nowhere are replaced."""
-    declared = map_encoding_to_html5(charset, fallback_utf8=False) if charset else None
-    encoding = declared or detect_encoding(content[:65536], html5_compatible=True) or "utf-8"
-    return bytes_to_str(content, encoding, fallback_encodings=("utf-8", "windows-1252"))
+    date: str = ""
+    language: str = ""
+    license: str = ""
+    opt_out: str = ""
 
 
 def no_hint(tag: str, attributes: str) -> int | None:
@@ -128,146 +67,53 @@ def no_hint(tag: str, attributes: str) -> int | None:
     return None
 
 
-def extract(html: str, max_depth: int, hint: Hint = no_hint) -> tuple[str, str]:
-    """Return (title, text) of a page.
+def extract(html: str, max_depth: int, hint: Hint = no_hint, format: Format = "text") -> Page:
+    """Return what the page `html` holds.
 
-    `hint(tag, attributes)` knows a site: 1-6 makes the element a heading of that level, 0 leaves it out, None says nothing.
-    Raises ExtractError for a tree deeper than `max_depth`.
+    `hint(tag, attributes)` knows a site: 1-6 makes the block element a heading of that level, 0 leaves it out, None says nothing; with a
+    hint, all but links and navigation is kept. Raises ExtractError for elements nested deeper than `max_depth`.
     """
     tree = HTMLTree.parse(html)
-    title = " ".join((tree.title or "").split())
-    root = _main_element(tree)
-    return title, _render(_scan(root.html, max_depth, hint)) if root is not None else ""
+    title, whole = " ".join((tree.title or "").split()), str(tree)
+    facts = read_metadata(whole)
+    whole = expand_formulas(whole)
+    if hint is not no_hint:
+        whole = _OPENING.sub(partial(_with_hint, hint), whole.replace(HINT, ""))
+    page = scan(whole, title, max_depth)
+    if page.too_deep:
+        raise ExtractError("extract.depth", f"elements nested deeper than {max_depth}")
+    known = hint is not no_hint or page.blocks[:, CHARS].sum() < _SMALL
+    kept = _by_rules(page) if known else is_content(page, features(page.blocks, page.elements, _in_article(page, facts.article)))
+    text = render(page, np.flatnonzero(kept).tolist(), format)
+    if len(facts.article) > _BODY_LACK * len(text):
+        text = facts.article
+    return Page(title, text, facts.date, facts.language, facts.license, opt_out(facts.metas, {}))
 
 
-def _main_element(tree: HTMLTree) -> ElementNode | None:
-    body = tree.body
-    if body is None:
-        return None
-    for selector in ("main", "[role=main]", "article"):
-        found = body.query_selector_all(selector)
-        if len(found) == 1:
-            return found[0]
-    return body
+def _with_hint(hint: Hint, match: re.Match[str]) -> str:
+    level = hint(match[1], match[2])
+    return match[0] if level is None else f'<{match[1]} {HINT}="{level}"{match[2]}>'
 
 
-def _scan(html: str, max_depth: int, hint: Hint) -> list[_Block]:
-    state = _State()
-    stack: list[tuple[str, Callable[[], None] | None]] = []
-    position, skipped_at = 0, 0  # depth of the element that is being left out, 0 for none
-    while (match := _TAG.search(html, position)) is not None:
-        if not skipped_at and match.start() > position:
-            _add_text(html[position : match.start()], state)
-        position = match.end()
-        end, tag, attributes = match.groups()
-        if tag is None:
-            continue
-        if tag == "br" and not end:
-            state.pieces.append("\n")
-        elif end:
-            while stack:
-                name, leave = stack.pop()
-                if len(stack) < skipped_at:
-                    skipped_at = 0
-                if leave:
-                    leave()
-                if name == tag:
-                    break
-        elif tag not in _VOID:
-            level = None if skipped_at else hint(tag, attributes)
-            stack.append((tag, None))
-            if len(stack) > max_depth:
-                raise ExtractError("extract.depth", f"elements nested deeper than {max_depth}")
-            if tag in _RAW:
-                position = max(position, html.find(f"</{tag}", position))
-            if not skipped_at:
-                if tag in _SKIP or level == 0 or _is_boilerplate(tag, attributes):
-                    skipped_at = len(stack)
-                else:
-                    stack[-1] = (tag, _enter(tag, attributes, level, state))
-    state.flush()
-    return state.blocks
+def _in_article(page: Scanned, article: str) -> np.ndarray:
+    """Say for each block whether it stands in the article's text that the metadata give: 0 there is none, 1 no, 2 yes."""
+    result = np.zeros(len(page.blocks), dtype=np.int64)
+    if article:
+        article = " ".join(article.split())
+        for number, block in enumerate(page.blocks):
+            start = " ".join(block_text(page, block).replace(CODE, "")[: 2 * _BODY_START].split())[:_BODY_START]
+            result[number] = 2 if start in article else 1
+    return result
 
 
-def _add_text(text: str, state: _State) -> None:
-    if "&" in text:  # what Lexbor writes out has only these
-        text = text.replace("&nbsp;", "\xa0").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-    if not state.in_pre:
-        text = _WHITE.sub(" ", text)
-        if state.pieces and state.pieces[-1] == "\n":
-            text = text.lstrip(" ")  # the line end of the source after a <br>; indentation is made of no-break spaces
-        if not text or (text == " " and (not state.pieces or state.pieces[-1].endswith((" ", "\n")))):
-            return
-    state.pieces.append(text)
-    if state.in_link:
-        state.links += len(text.strip())
-
-
-def _is_boilerplate(tag: str, attributes: str) -> bool:
-    if not attributes or tag not in _CONTAINERS:
-        return False
-    return any(_BOILERPLATE.search(names) for names in _NAMES.findall(attributes))
-
-
-def _enter(tag: str, attributes: str, level: int | None, state: _State) -> Callable[[], None] | None:
-    """Change the state on the way into an element; return what undoes it on the way out."""
-    if tag == "a":
-        return _enter_link(state) if "href=" in attributes else None
-    if tag in _CELLS and not level:
-        state.pieces = [*state.pieces, " | "] if "".join(state.pieces).strip() else []
-        return None
-    if tag not in _BLOCKS and not level:
-        return None
-    level = level or (int(tag[1]) if tag in _HEADINGS else 0)
-    spaced = tag in _SPACED or bool(level)
-    state.flush()
-    state.gap = state.gap or spaced
-    before = (state.indent, state.level, state.in_pre)
-    state.indent += _INDENT.get(tag, 0)
-    state.level = level
-    state.in_pre += tag == "pre"
-    if tag == "li":
-        state.bullet = "- "
-
-    def leave() -> None:
-        state.flush()
-        state.gap = state.gap or spaced
-        state.indent, state.level, state.in_pre = before
-
-    return leave
-
-
-def _enter_link(state: _State) -> Callable[[], None]:
-    def leave() -> None:
-        state.in_link -= 1
-
-    state.in_link += 1
-    return leave
-
-
-def _render(blocks: list[_Block]) -> str:
-    lines: list[str] = []
-    gap = False
-    for block in blocks:
-        gap = gap or block.gap
-        if not block.level and block.links > _LINK_SHARE * len("".join(block.text.split())):
-            continue
-        if gap and lines:
-            lines.append("")
-        gap = bool(block.level)
-        lines += _lines(block)
-    return "\n".join(lines)
-
-
-def _lines(block: _Block) -> list[str]:
-    if block.level:
-        return ["#" * block.level + " " + " ".join(block.text.split())]
-    text = block.text.replace("\xa0", " ").strip("\n")
-    lines = [line.rstrip() for line in text.split("\n")]
-    while lines and not lines[0]:
-        lines.pop(0)
-    while lines and not lines[-1]:
-        lines.pop()
-    pad = " " * block.indent
-    first = pad + block.bullet + (lines[0].lstrip() if block.bullet else lines[0])
-    return [first.rstrip(), *(pad + line if line else "" for line in lines[1:])]
+def _by_rules(page: Scanned) -> np.ndarray:
+    """Keep what stands in the only <main> or <article>, if there is one, and is neither links nor in an element for other things."""
+    elements, blocks = page.elements, page.blocks
+    mains = [np.flatnonzero(elements[:, TAG] == tag) for tag in _MAIN_TAGS]
+    root = next((int(found[0]) for found in mains if len(found) == 1), 0)
+    inside, furniture = np.zeros(len(elements), dtype=bool), np.zeros(len(elements), dtype=bool)
+    for number, (parent, tag, groups) in enumerate(elements[:, [PARENT, TAG, GROUPS]].tolist()):
+        inside[number] = number == root or inside[parent]
+        furniture[number] = tag in _FURNITURE_TAGS or bool(groups & _FURNITURE_NAMES) or furniture[parent]
+    linked = (blocks[:, LINKS] * 100 > _LINK_SHARE * blocks[:, CHARS]) & (blocks[:, LEVEL] == 0)
+    return inside[blocks[:, ELEMENT]] & ~furniture[blocks[:, ELEMENT]] & ~linked
