@@ -306,23 +306,27 @@ def show(name: str, kept: list[int], seconds: float, cpu: float, ours: float, pa
 
 def compare_ray(texts: list[str], folder: Path, workers: int) -> None:
     """Start a Ray cluster of two nodes here, run both operations on it with Daft, and compare with the local result."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "true"}
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "true", "DAFT_PROGRESS_BAR": "0"}
+    import ray
     from ray.cluster_utils import Cluster
 
     keys = fingerprint(texts, CONFIG)
     preference, files = keys.words.astype(float), []
     table = pa.table(keys.columns() | {"row": np.arange(len(texts)), "text": texts, "preference": preference})
     (folder / "keys").mkdir()
-    for start in range(0, len(texts), 1000):
+    size = -(-len(texts) // 4)
+    for start in range(0, len(texts), size):
         files.append(str(folder / "keys" / f"{start:09d}.parquet"))
-        pq.write_table(table.slice(start, 1000), files[-1])
+        pq.write_table(table.slice(start, size), files[-1])
     takes_part = np.ones(len(texts), np.bool_)
     local_exact = exact([keys.exact], takes_part, folder / "scratch")
     takes_part[local_exact.rows] = False
     local_near = near([keys.bands], takes_part, preference, lambda rows: (texts[row] for row in rows), CONFIG, folder / "scratch")
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     nodes.add_node(num_cpus=1)
-    cluster.load_daft().set_runner_ray(nodes.address)
+    daft = cluster.load_daft()
+    daft.set_runner_ray(nodes.address)
+    daft.set_execution_config(shuffle_aggregation_default_partitions=4)  # the 200 it takes by itself are for more than two cores
     for name, local, run in (
         ("exact", local_exact, lambda: cluster.exact(files)),
         ("near", local_near, lambda: cluster.near(files, CONFIG, without=local_exact.rows)),
@@ -333,6 +337,7 @@ def compare_ray(texts: list[str], folder: Path, workers: int) -> None:
         same = all(np.array_equal(getattr(found, field), getattr(local, field)) for field in vars(local))
         verdict = "equal to the local result" if same else "DIFFERS"
         print(f"Daft on Ray, 2 nodes: {name:<6} {len(found.rows):>7,} go, {seconds:6.1f} s, {verdict}", flush=True)
+    ray.shutdown()
     nodes.shutdown()
 
 

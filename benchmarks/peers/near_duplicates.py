@@ -69,7 +69,9 @@ def run_datatrove(folder: Path, workers: int) -> dict:
     sizes = [sum(1 for _ in path.open()) for path in files]
     began = time.perf_counter()
     for number, (tasks, pipeline) in enumerate(stages):
-        LocalPipelineExecutor(pipeline, tasks=tasks, workers=min(tasks, workers), logging_dir=str(work / f"log{number}")).run()
+        LocalPipelineExecutor(
+            pipeline, tasks=tasks, workers=min(tasks, workers), logging_dir=str(work / f"log{number}"), start_method="fork"
+        ).run()
     seconds = time.perf_counter() - began
     groups: dict[int, list[int]] = {}
     for rank in range(len(files)):
