@@ -356,7 +356,7 @@ def page(room: Room, spy: socket.socket) -> Iterator[object]:
 def test_the_page_shows_and_judges(page, room: Room) -> None:  # type: ignore[no-untyped-def]
     frame = page.frame_locator("#body iframe")
     frame.get_by_role("heading", name="Page a").wait_for()
-    frame.get_by_role("link", name="leave").click()
+    frame.get_by_role("link", name="leave").click(force=True)
     page.wait_for_timeout(300)
     assert page.locator("#body iframe").get_attribute("sandbox") == ""
     assert page.title() == "documents · openmai documents"
