@@ -26,7 +26,7 @@ from openmai.data.engine.corpus import Corpus, Piece, site_keys
 from openmai.data.engine.parts import Part
 from openmai.data.engine.select import Selected
 from openmai.data.engine.shards import Decided
-from openmai.data.engine.tasks import run_on_whole_cluster, run_tasks
+from openmai.data.engine.tasks import cluster_cpus, run_on_whole_cluster, run_tasks
 
 Found = list[tuple[Part, Path, Selected]]
 _ROWS = 1000
@@ -83,7 +83,9 @@ def _cluster_files(
 
 
 def _query(files: list[str], dedup: Dedup, fixed: int) -> list[tuple[str, Dropped]]:
-    cluster.load_daft().set_runner_ray(noop_if_initialized=True)
+    daft = cluster.load_daft()
+    daft.set_runner_ray(noop_if_initialized=True)
+    daft.set_execution_config(shuffle_aggregation_default_partitions=2 * cluster_cpus())  # its default of 200 stalls a small cluster
     gone = cluster.exact(files, fixed) if dedup.exact else None
     near_gone = cluster.near(files, dedup, fixed, gone.rows if gone else None) if dedup.near else None
     return [(rule, dropped) for rule, dropped in (("exact.duplicate", gone), ("near.duplicate", near_gone)) if dropped]

@@ -13,15 +13,15 @@ STEPS = {
     "extract": "extraction",
     "opt_out": "opt-outs",
     "language": "language",
-    "gopher": "Gopher quality",
     "repetition": "Gopher repetition",
     "c4": "C4",
+    "gopher": "Gopher quality",
     "fineweb": "FineWeb",
     "words": "adult and abusive",
     "quality": "learned quality",
     "exact": "exact duplicates",
-    "paragraphs": "repeated paragraphs",
     "near": "near-duplicates",
+    "paragraphs": "repeated passages",
 }
 
 

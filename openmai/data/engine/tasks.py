@@ -46,7 +46,7 @@ def _on_ray(function: Callable[..., Result], tasks: Sequence[tuple[Any, ...]], w
     pending: dict[Any, int] = {}
     try:
         while left or pending:
-            room = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)  # one running and one waiting per place
+            room = 2 * max(1, cluster_cpus() // workers)  # one running and one waiting per place
             while left and len(pending) < room:
                 number, task = left.pop()
                 pending[remote.remote(*task)] = number
@@ -97,6 +97,13 @@ def _machines(ray: Any) -> set[str]:
 def _answer(pipe: Connection, address: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     connect(address)
     pipe.send(function(*arguments))
+
+
+def cluster_cpus() -> int:
+    """Return the number of CPUs of the Ray cluster that this process is connected to."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def connect(address: str) -> Any:

@@ -13,7 +13,7 @@ from openmai.base.files import hash_value, read_json
 from openmai.base.progress import Progress, say
 from openmai.data.document import KIND, Raw, iter_rows
 from openmai.data.extract.clean import clean
-from openmai.data.extract.html import ExtractError, decode, extract, no_hint
+from openmai.data.extract.html import ExtractError, decode, extract
 from openmai.data.read.config import Source
 from openmai.data.read.sources import Damaged, files_of, local_input, read
 
@@ -70,6 +70,6 @@ def _text(record: Raw) -> str:
     if record.mime.startswith("text/") and record.mime != "text/html":
         return clean(decode(record.content, record.charset))
     try:
-        return clean(extract(decode(record.content, record.charset), _DEPTH, no_hint)[1]) if "html" in record.mime else ""
+        return clean(extract(decode(record.content, record.charset), _DEPTH).text) if "html" in record.mime else ""
     except ExtractError:
         return ""
