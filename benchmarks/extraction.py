@@ -6,7 +6,7 @@ FOLDER holds trafilatura_pages.tar.gz and trafilatura_evaldata.json (the reposit
 (mozilla/readability, test/test-pages/) and, if there, article_extraction_benchmark.tar.gz (scrapinghub/article-extraction-benchmark).
 PYTHON has the peers: pip install trafilatura lxml_html_clean readability-lxml resiliparse. Each extractor gets the bytes of the page and
 returns text; what is timed is that call, in CPU seconds of one process. The halves are those of `half`: openmai's model learned from the
-first half of the first two sets (benchmarks/train_extraction.py), so the second half, and the whole third set, is what it had not seen.
+first half of each set (benchmarks/train_extraction.py), so the second half is what it had not seen.
 
 Counting: `segments` as trafilatura's own evaluation does it (a segment counts as kept if it stands in the text, white space normalised);
 the other two as the article extraction benchmark does it (4-grams of words, precision and recall averaged over pages).

@@ -3,7 +3,7 @@
 Learns which blocks of a page are its text, and writes the trees that openmai.data.extract.model reads. Needs lightgbm beside openmai.
 
 Pages: those that benchmarks/extraction.py counts, but only the first half of each set (`half`); of the documentation only the generators
-not in HELD_OUT; and none of the set "articles". Labels: the segments and texts of the gold. A page of the set "segments" has gold for a few
+not in HELD_OUT. Labels: the segments and texts of the gold. A page of the set "segments" has gold for a few
 blocks only; the others get, with little weight, the vote of the extractors whose texts `extraction.py --save FOLDER` has kept. Some
 pages come a second time without class names, or only with their content, so that the model does not rely on either.
 
@@ -55,8 +55,8 @@ PARAMETERS = {
     "seed": 1,
     "verbose": -1,
 }
-FIRST = {"num_leaves": 16, "learning_rate": 0.12, "num_iterations": 80}
-SECOND = {"num_leaves": 24, "learning_rate": 0.1, "num_iterations": 120}
+FIRST = {"num_leaves": 16, "max_depth": 5, "learning_rate": 0.12, "num_iterations": 80}
+SECOND = {"num_leaves": 28, "max_depth": 6, "learning_rate": 0.1, "num_iterations": 120}
 FOLDS = 3
 
 
@@ -248,7 +248,7 @@ def main() -> None:
 
 def load(data: Path, peers: Path) -> list[Learned]:
     votes = {name: pickle.loads((peers / f"{name}.pickle").read_bytes())["segments"] for name in VOTES}
-    examples = [(kind, example) for kind in ("segments", "readability", "documentation") for example in SETS[kind][1](data)]
+    examples = [(kind, example) for kind in SETS for example in SETS[kind][1](data)]
     chosen = [(kind, one) for kind, one in examples if half(one.name) == 0 and not one.name.startswith(HELD_OUT)]
     said = {one.name: {name: texts[one.name][0] for name, texts in votes.items()} for kind, one in chosen if kind == "segments"}
     prepared = (prepare(kind, one, said.get(one.name, {})) for kind, one in chosen)

@@ -18,9 +18,10 @@ _META = re.compile(r"<meta\b([^>]*)>")
 _ATTRIBUTE = re.compile(r'([\w:-]+)="([^"]*)"')
 _HTML = re.compile(r"<html\b([^>]*)>")
 _JSON_LD = re.compile(r'<script\b[^>]*\btype="application/ld\+json"[^>]*>(.*?)</script>', re.S)
-_TIME = re.compile(r'<(?:time|abbr|span|meta)\b[^>]*\b(?:datetime|content|title)="(\d{4}-\d\d-\d\d[^"]{0,40})"[^>]*>')
-_IS_PUBLISHED = re.compile(r"\bpubdate\b|published|datePublished|entry-date|post-date|\bdate\b", re.I)
-_LICENSE_LINK = re.compile(r'<(?:a|link)\b(?=[^>]*\brel="[^"]*\blicense\b[^"]*")[^>]*\bhref="([^"]*)"')
+_TIME = re.compile(r'<time\b[^>]*\bdatetime="([^"]{8,60})"[^>]*>')
+_PUBLISHED = re.compile(r'<(?:meta|span|abbr|div)\b(?=[^>]*"(?:datePublished|published)")[^>]*\b(?:content|datetime|title)="([^"]{8,60})"')
+_IS_PUBLISHED = re.compile(r"\bpubdate\b|published|datePublished|entry-date|post-date", re.I)
+_LICENSE_LINK = re.compile(r'<(?:a|link)\b(?=[^>]*\brel="(?:[^"]*\s)?license(?:\s[^"]*)?")[^>]*\bhref="([^"]*)"')
 _CREATIVE_COMMONS = re.compile(
     r"(?:https?:)?//(?:www\.)?creativecommons\.org/(licenses|publicdomain)/(by(?:-nc)?(?:-nd|-sa)?|zero|mark)/(\d\.\d)", re.I
 )
@@ -124,10 +125,13 @@ def _date(html: str, metas: tuple[tuple[str, str], ...], nodes: list[dict[str, A
         found = _iso_day(values.get(name))
         if found:
             return found
-    times = list(_TIME.finditer(html)) if '="19' in html or '="20' in html else []
+    if '"datePublished"' in html or '"published"' in html:
+        found = next((day for text in _PUBLISHED.findall(html) if (day := _iso_day(text))), "")
+        if found:
+            return found
+    times = list(_TIME.finditer(html)) if 'datetime="' in html else []
     published = [match for match in times if _IS_PUBLISHED.search(match[0])]
-    only = [match for match in times if match[0].startswith("<time")]
-    return _iso_day((published or only)[0][1]) if published or only else ""
+    return _iso_day((published or times)[0][1]) if times else ""
 
 
 def _iso_day(value: object) -> str:
@@ -173,7 +177,7 @@ def _license(html: str, metas: tuple[tuple[str, str], ...], nodes: list[dict[str
     A link to Creative Commons in the midst of a page speaks of a picture, so without rel=license only the foot of the page counts, and
     only if it names one licence.
     """
-    linked = _LICENSE_LINK.search(html) if "license" in html else None
+    linked = _LICENSE_LINK.search(html) if 'rel="license' in html or ' license"' in html else None
     if linked and linked[1].strip():
         return _license_name(unescape(linked[1]))
     for node in nodes:

@@ -112,70 +112,84 @@ def _is_word(c: int) -> bool:
 @njit(cache=True)
 def _end_word(state: np.ndarray, words: np.ndarray, title: np.ndarray) -> None:
     if state[_IN_WORD]:
-        found = look_up(words, state[_WORD])
+        word = state[_WORD]
+        found = look_up(words, word)
         state[STOPS] += found & 1
         state[CHROMES] += found >> 1
-        state[TITLES] += look_up(title, state[_WORD])
+        state[TITLES] += look_up(title, word)
         state[WORDS] += 1
+        state[HASH] = state[HASH] * 31 + word
         state[_IN_WORD] = 0
 
 
 @njit(cache=True)
 def _entity(text: np.ndarray, i: int, end: int) -> tuple[int, int]:
-    """Return the character that starts at `i` and where it ends; Lexbor writes only these entities."""
-    if text[i] == 38 and i + 3 < end:  # &
-        if text[i + 1] == 110:  # &nbsp;
-            return 0xA0, i + 6
-        if text[i + 1] == 108:  # &lt;
-            return 60, i + 4
-        if text[i + 1] == 103:  # &gt;
-            return 62, i + 4
-        return 38, i + 5  # &amp;
-    return text[i], i + 1
+    """Return the character whose name follows the & before `i`, and where it ends; Lexbor writes only these."""
+    if i + 2 >= end:
+        return 38, i
+    if text[i] == 110:  # nbsp;
+        return 0xA0, i + 5
+    if text[i] == 108:  # lt;
+        return 60, i + 3
+    if text[i] == 103:  # gt;
+        return 62, i + 3
+    return 38, i + 4  # amp;
 
 
 @njit(cache=True)
 def _add_text(state: np.ndarray, text: np.ndarray, start: int, end: int, words: np.ndarray, title: np.ndarray) -> None:
-    i = start
+    i, chars, space, ended, in_word, word = start, state[CHARS], state[_SPACE], state[_ENDED], state[_IN_WORD], state[_WORD]
+    before, last = chars, state[ENDING]
     while i < end:
-        c, i = _entity(text, i, end)
+        c = text[i]
+        i += 1
+        if c == 38:  # &
+            c, i = _entity(text, i, end)
         if c == 32 or 9 <= c <= 13 or c == 0xA0:
-            _end_word(state, words, title)
-            state[_SPACE] = 1
-            if state[_ENDED]:
+            if in_word:
+                state[_IN_WORD], state[_WORD], in_word = 1, word, 0
+                _end_word(state, words, title)
+            space = 1
+            if ended:
                 state[SENTENCES] += 1
-                state[_ENDED] = 0
+                ended = 0
             continue
-        if state[_SPACE] and state[CHARS]:
-            state[CHARS] += 1
-            state[HASH] = add_to_hash(state[HASH], 32)
-        state[_SPACE] = 0
-        if not state[CHARS]:
+        if not chars:
             state[BEGINNING] = c
-            state[HASH] = start_hash()
-        state[CHARS] += 1
-        state[HASH] = add_to_hash(state[HASH], c)
-        state[ENDING] = c
-        if state[_IN_LINK]:
-            state[LINKS] += 1
-        state[_ENDED] = 1 if c == 46 or c == 33 or c == 63 else state[_ENDED] if c == 34 or c == 41 or c == 0x201D else 0
+        chars += 2 if space and chars else 1
+        space, last = 0, c
         if _is_word(c):
-            if not state[_IN_WORD]:
-                state[_IN_WORD], state[_WORD] = 1, start_hash()
-            state[_WORD] = add_to_hash(state[_WORD], c)
-            state[DIGITS] += 48 <= c <= 57
-            state[UPPER] += 65 <= c <= 90 or 0xC0 <= c <= 0xDE or 0x410 <= c <= 0x42F
-            state[WIDE] += 0x3040 <= c <= 0x9FFF or 0xAC00 <= c <= 0xD7AF
+            if not in_word:
+                in_word, word = 1, start_hash()
+            word, ended = add_to_hash(word, c), 0
+            if c < 58:
+                state[DIGITS] += 1
+            elif c < 91 or 0xC0 <= c <= 0xDE or 0x410 <= c <= 0x42F:
+                state[UPPER] += 1
+            elif c >= 0x3040:
+                state[WIDE] += c <= 0x9FFF or 0xAC00 <= c <= 0xD7AF
             continue
-        _end_word(state, words, title)
-        if c == 44 or c == 0xFF0C or c == 0x3001 or c == 0x60C:
-            state[COMMAS] += 1
-        elif c == 0x3002 or c == 0x964 or c == 0xFF01 or c == 0xFF1F:
-            state[SENTENCES] += 1
-        elif c == 124 or c == 0xBB or c == 0x203A or c == 0xB7 or c == 47 or c == 0x2022:  # | » › · / •
-            state[SEPARATORS] += 1
-        elif c == 40 or c == 61 or c == 95 or c == 123 or c == 59 or c == 60 or c == 91:  # ( = _ { ; < [
-            state[SIGNS] += 1
+        if in_word:
+            state[_IN_WORD], state[_WORD], in_word = 1, word, 0
+            _end_word(state, words, title)
+        ended = 1 if c == 46 or c == 33 or c == 63 else ended if c == 34 or c == 41 or c == 0x201D else 0
+        _count_sign(state, c)
+    if state[_IN_LINK]:
+        state[LINKS] += chars - before
+    state[CHARS], state[_SPACE], state[_ENDED], state[_IN_WORD], state[_WORD], state[ENDING] = chars, space, ended, in_word, word, last
+
+
+@njit(cache=True)
+def _count_sign(state: np.ndarray, c: int) -> None:
+    state[HASH] = state[HASH] * 31 + c
+    if c == 44 or c == 0xFF0C or c == 0x3001 or c == 0x60C:
+        state[COMMAS] += 1
+    elif c == 0x3002 or c == 0x964 or c == 0xFF01 or c == 0xFF1F:
+        state[SENTENCES] += 1
+    elif c == 124 or c == 0xBB or c == 0x203A or c == 0xB7 or c == 47 or c == 0x2022:  # | » › · / •
+        state[SEPARATORS] += 1
+    elif c == 40 or c == 61 or c == 95 or c == 123 or c == 59 or c == 60 or c == 91:  # ( = _ { ; < [
+        state[SIGNS] += 1
 
 
 @njit(cache=True)
@@ -306,7 +320,7 @@ def _join_row(state: np.ndarray, blocks: np.ndarray, element: int, starts: np.nd
     for k in range(first + 1, last):
         for column in range(CHARS, ENDING):
             blocks[first, column] += blocks[k, column]
-        blocks[first, HASH] = (blocks[first, HASH] ^ blocks[k, HASH]) * 1099511628211
+        blocks[first, HASH] = blocks[first, HASH] * 31 + blocks[k, HASH]
     blocks[first, CHARS] += 3 * (last - first - 1)
     blocks[first, ENDING], blocks[first, LAST] = blocks[last - 1, ENDING], blocks[last - 1, LAST]
     blocks[first, ELEMENT], blocks[first, CELL_FIRST], blocks[first, CELL_LAST] = element, num_cells, num_cells + len(starts)
