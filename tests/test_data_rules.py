@@ -141,7 +141,7 @@ def test_words_of_other_languages() -> None:
 def test_vocabulary_forgets_and_measures_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [measure(PROSE), measure("New words come here. " + PROSE)]
     small = Vocabulary(is_english=True)
-    monkeypatch.setattr(words_module, "_MOST_CHUNKS", 3)
+    monkeypatch.setattr(words_module, "_MOST_CHARACTERS", 3)
     monkeypatch.setattr("openmai.data.filter.metrics.vocabulary", lambda language: small)
     assert [measure(PROSE), measure("New words come here. " + PROSE)] == expected
     small.encode(["one"])

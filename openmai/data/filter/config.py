@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from openmai.base.config import Config
 
 
@@ -10,9 +12,9 @@ class LineRules(Config):
 
     terminal_punctuation: bool = False
     """only lines that end in . ? ! " ' stay; C4 did so, FineWeb did not (it costs 30 % of the text)"""
-    min_words: int = 3
+    min_words: int = Field(default=3, ge=0)
     """fewest words that white space separates; 0 keeps empty lines too, and with them the paragraphs"""
-    max_word: int = 1000
+    max_word: int = Field(default=1000, ge=0)
     """longest word, characters; 0 for any length"""
     citations: bool = True
     """take [1], [edit] and [citation needed] out of the lines"""

@@ -20,14 +20,18 @@ def clean_lines(text: str, rules: LineRules) -> tuple[str, dict[str, float]]:
     """Return the text without the lines that C4 drops, and counts for the metrics: dropped lines by cause as `lines_*`, and `curly` and
     `lorem`, the lines that reject a page as a whole (of those that get so far, dropped or not)."""
     counts: Counter[str] = Counter(curly=0, lorem=0)
+    lower = text.lower()
+    is_suspect = any(mark in lower for mark in ("{", "lorem ipsum", "javascript", *_POLICIES))  # else no line needs a closer look
     kept = []
     for original in text.splitlines():
         line = original.strip()
-        words = line.split()
-        is_long = 0 < rules.max_word < len(line) and max(map(len, words)) > rules.max_word
+        is_long = 0 < rules.max_word < len(line) and max(map(len, line.split())) > rules.max_word
+        too_few = len(line.split(None, rules.min_words)) < rules.min_words  # with their citations
         if rules.citations and "[" in line:
             line = _CITATION.sub("", line)
-        cause = "long_word" if is_long else _shape(line, words, rules) or _content(line.lower(), rules, counts)
+        cause = "long_word" if is_long else _shape(line, too_few, rules)
+        if is_suspect and not cause:
+            cause = _content(line.lower(), rules, counts)
         if cause:
             counts[f"lines_{cause}"] += 1
         else:
@@ -35,11 +39,11 @@ def clean_lines(text: str, rules: LineRules) -> tuple[str, dict[str, float]]:
     return "\n".join(kept).strip(), {name: float(count) for name, count in counts.items()}
 
 
-def _shape(line: str, words: list[str], rules: LineRules) -> str:
-    """Return why a line is dropped for its form, "" if it is not; `words` are those before citations were taken out."""
+def _shape(line: str, too_few: bool, rules: LineRules) -> str:
+    """Return why a line is dropped for its form, "" if it is not."""
     if rules.terminal_punctuation and (not line.endswith(_TERMINAL) or line.endswith("...")):
         return "no_punctuation"
-    return "few_words" if len(words) < rules.min_words else ""
+    return "few_words" if too_few else ""
 
 
 def _content(line: str, rules: LineRules, counts: Counter[str]) -> str:

@@ -21,25 +21,26 @@ SHORT_LINE = 30  # characters, FineWeb
 
 def measure(text: str, language: str = "en") -> dict[str, float]:
     """Return the metrics of a document by name; shares lie in 0..1, `language` is ISO 639-1 and decides what a word is."""
-    lines = text.splitlines()
-    book = vocabulary(language)
-    tokens = book.encode(lines)
-    words = tokens[tokens > LINE]
-    metrics = _repetition_metrics(text, words, book) | _word_metrics(text, words, book) | _line_metrics(text, lines, len(words))
-    metrics["sentences"] = _sentences(tokens, book)
-    if language != "en":
-        del metrics["stop_words"]
-    return metrics
+    return _measure(text, text, language)
 
 
 def clean_and_measure(text: str, language: str, rules: LineRules) -> tuple[str, dict[str, float]]:
     """Return the text without the lines that `rules` drop, and its metrics; those of repetition are the original's, as in FineWeb."""
     cleaned, counts = clean_lines(text, rules)
-    before = measure(text, language)
-    if cleaned == text:
-        return text, before | counts
-    kept = {name: value for name, value in before.items() if name.startswith(("top_", "duplicate_"))}
-    return cleaned, measure(cleaned, language) | kept | counts
+    return cleaned, _measure(text, cleaned, language) | counts
+
+
+def _measure(original: str, text: str, language: str) -> dict[str, float]:
+    lines = text.splitlines()
+    book = vocabulary(language)
+    metrics = {} if text == original else _repetition_metrics(original, book.encode(original.splitlines()), book)
+    tokens = book.encode(lines)
+    metrics = metrics or _repetition_metrics(text, tokens, book)
+    words = tokens[tokens > LINE]
+    metrics |= _word_metrics(text, words, book) | _line_metrics(text, lines, len(words)) | {"sentences": _sentences(tokens, book)}
+    if language != "en":
+        del metrics["stop_words"]
+    return metrics
 
 
 def _word_metrics(text: str, words: NDArray[np.int64], book: Vocabulary) -> dict[str, float]:
@@ -78,8 +79,8 @@ def _line_metrics(text: str, lines: Sequence[str], num_words: int) -> dict[str, 
     }
 
 
-def _repetition_metrics(text: str, words: NDArray[np.int64], book: Vocabulary) -> dict[str, float]:
-    chars = max(1, len(text))
+def _repetition_metrics(text: str, tokens: NDArray[np.int64], book: Vocabulary) -> dict[str, float]:
+    words, chars = tokens[tokens > LINE], max(1, len(text))
     paragraphs, lines = _split(text.strip(), "\n\n"), _split(text, "\n")
     paragraph_repeats, line_repeats = _repeated(paragraphs), _repeated(lines)
     ngrams = repeated_ngrams(words, book.lengths[words]) / chars

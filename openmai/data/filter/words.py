@@ -39,7 +39,7 @@ _MARKS = (
 SENTENCE_ENDS = frozenset(english.characters(_ENDS))
 LINE_ENDS = SENTENCE_ENDS | set(english.characters(_LATER_ENDS))
 _PUNCTUATION = LINE_ENDS | set(english.characters(_MARKS))
-_MOST_CHUNKS = 1 << 18  # about 60 MB
+_MOST_CHARACTERS = 1 << 21  # of all chunks, about 230,000 different ones of real text
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"
 _UNICODE = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+|[^\\w\\s]+")
 
@@ -62,6 +62,7 @@ class Vocabulary(dict[str, tuple[int, ...]]):
 
     def _forget(self) -> None:
         self.clear()
+        self.characters = 0
         self.update({"": (SPACE,), "\n": (LINE,)})
         self.words = [" ", "\n"]
         self.numbers: dict[str, int] = {}
@@ -70,7 +71,7 @@ class Vocabulary(dict[str, tuple[int, ...]]):
 
     def encode(self, lines: list[str]) -> NDArray[np.int64]:
         """Return the numbers of the words of the lines, with LINE between lines and SPACE where there is more than one blank."""
-        if len(self) > _MOST_CHUNKS:
+        if self.characters > _MOST_CHARACTERS:
             self._forget()
         return np.fromiter(chain.from_iterable(map(self.__getitem__, " \n ".join(lines).split(" "))), dtype=np.int64)
 
@@ -81,6 +82,7 @@ class Vocabulary(dict[str, tuple[int, ...]]):
                 numbers.append(SPACE)
             else:
                 numbers += [self.numbers.get(word) or self._add(word) for word in self._pieces(part)]
+        self.characters += len(chunk)
         self[chunk] = tuple(numbers)
         return self[chunk]
 
