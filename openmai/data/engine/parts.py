@@ -28,7 +28,7 @@ _ABOUT = b"openmai.part"
 # What decides about a part's content, and what besides about a build's.
 _PART_CODE = ("document.py", "engine/steps.py", "read", "extract", "filter", "dedup/fingerprint.py")
 _BUILD_CODE = ("build.py", "dedup", "engine")
-_NOT_PART_CODE = ("filter/rules.py", "filter/config.py")
+_NOT_PART_CODE = ("filter/rules.py", "filter/config.py", "read/commoncrawl.py", "read/download.py", "read/huggingface.py", "read/remote.py")
 _LIBRARIES = ("resiliparse", "fastwarc", "py3langid")
 
 
@@ -86,8 +86,9 @@ def build_code() -> str:
 
 def _hash_code(names: tuple[str, ...], without: tuple[str, ...] = ()) -> str:
     root = Path(__file__).parents[1]
-    files = [file for name in names for file in ([root / name] if name.endswith(".py") else sorted((root / name).rglob("*")))]
-    return hash_inputs([file for file in files if file.is_file() and file.suffix != ".pyc" and str(file.relative_to(root)) not in without])
+    found = [file for name in names for file in ([root / name] if name.endswith(".py") else sorted((root / name).rglob("*")))]
+    files = [file for file in found if file.is_file() and file.parent.name != "__pycache__"]
+    return hash_inputs([file for file in files if str(file.relative_to(root)) not in without])
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
