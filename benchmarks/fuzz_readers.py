@@ -201,6 +201,11 @@ def make_files(archives: list[Path], folder: Path) -> list[Path]:
     return [folder / name for name in contents]
 
 
+def is_packed(data: bytes) -> bool:
+    """True for gzip data; the name does not always say."""
+    return data.startswith(b"\x1f\x8b")
+
+
 def make_input(seed: int, number: int, files: dict[str, list[Path]]) -> tuple[str, bytes, str, Path | None]:
     """Return the name and bytes of an input, and a file whose records it must hold: "flips" of compressed bits, or as its "tail"."""
     rng = random.Random(f"{seed}/{number}")
@@ -217,8 +222,9 @@ def make_input(seed: int, number: int, files: dict[str, list[Path]]) -> tuple[st
     change = below_compression if name.endswith(".gz") and rng.random() < 0.6 else mutate
     changed_data = change(rng, data, other.read_bytes()[:LARGEST])
     end = ".warc.gz" if name.endswith(".warc.gz") else ".warc"
-    if name.endswith(end) and rng.random() < 0.4:
-        tail = rng.choice([file for file in files["archive"] if file.name.endswith(end) and file.stat().st_size < 100_000])
+    if name.endswith(end) and is_packed(data) == (end == ".warc.gz") and rng.random() < 0.4:
+        tails = [file for file in files["archive"] if file.name.endswith(end) and file.stat().st_size < 100_000]
+        tail = rng.choice([file for file in tails if is_packed(file.read_bytes()) == is_packed(data)])
         return name, changed_data + tail.read_bytes(), "tail", tail
     return name, changed_data, "", None
 

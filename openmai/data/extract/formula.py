@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from html import unescape
 
-_MATH = re.compile(r"<math\b([^>]*)>(.*?)</math>", re.S)
+_MATH = re.compile(r"<math\b([^>]{0,5000})>(.*?)</math>", re.S)
 _MATHJAX = re.compile(r'<script\b[^>]*\btype="math/(?:la)?tex([^"]*)"[^>]*>(.*?)</script>', re.S)
 _ANNOTATION = re.compile(r'<annotation\b[^>]*encoding="(?:application/x-tex|TeX|latex|text/x-tex)"[^>]*>(.*?)</annotation>', re.S | re.I)
 _IMAGE = re.compile(r"<img\b[^>]*>")
@@ -27,10 +28,20 @@ def expand_formulas(html: str) -> str:
     if "math" not in html:
         return html
     if 'type="math/' in html:
-        html = _MATHJAX.sub(lambda match: _dollars(match[2], bool(_DISPLAY.search(match[1]))), html)
+        html = _replace(_MATHJAX, lambda match: _dollars(match[2], bool(_DISPLAY.search(match[1]))), html, "</script>")
     if "<math" in html:
-        html = _MATH.sub(lambda match: _math(match[1], match[2]), html)
+        html = _replace(_MATH, lambda match: _math(match[1], match[2]), html, "</math>")
     return html
+
+
+def _replace(pattern: re.Pattern[str], replacement: Callable[[re.Match[str]], str], text: str, *ends: str) -> str:
+    """Replace what ends in one of `ends`; from what begins behind the last of them the search would run to the end in vain, each time."""
+    last = _last(text, *ends)
+    return pattern.sub(replacement, text[:last]) + text[last:]
+
+
+def _last(text: str, *ends: str) -> int:
+    return max(text.rfind(end) + len(end) for end in ends)
 
 
 def _image(match: re.Match[str]) -> str:
@@ -41,13 +52,13 @@ def _image(match: re.Match[str]) -> str:
 
 
 def _math(attributes: str, inner: str) -> str:
-    annotation, alt = _ANNOTATION.search(inner), _ALT.search(attributes)
+    annotation, alt = _ANNOTATION.search(inner, 0, _last(inner, "</annotation>")), _ALT.search(attributes)
     if annotation:
         tex = unescape(annotation[1])
     elif alt:
         tex = unescape(unescape(alt[1]))
     else:
-        tex = unescape(_linear(_ANY_ANNOTATION.sub("", inner)))
+        tex = unescape(_linear(_replace(_ANY_ANNOTATION, lambda match: "", inner, "</annotation>", "</annotation-xml>")))
     return _dollars(tex, bool(_DISPLAY.search(attributes)))
 
 
