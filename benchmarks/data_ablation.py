@@ -65,7 +65,7 @@ def main() -> None:
     run(
         "tokenizer", "train", out=out / "tokenizer", documents=[sets["raw"].path, sets["deduplicated"].path, held_out.path], vocab_size=4096
     )
-    for artifact, name, share in [*((sets[name], name, 0.02) for name in VARIANTS), (held_out, "held-out", 0.999)]:
+    for artifact, name, share in [*((sets[name], name, 0.02) for name in VARIANTS), (held_out, "held-out", 0.9)]:
         run("tokenizer", "encode", out=out / "shards" / name, documents=[artifact.path], tokenizer=out / "tokenizer", validation=share)
     jobs = [(out, name, seed, arguments.steps) for seed in range(1, arguments.seeds + 1) for name in VARIANTS]
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
