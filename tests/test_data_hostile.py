@@ -183,6 +183,14 @@ def look(path: Path) -> tuple[list[str], list[str], str]:
     return urls, gaps, ends
 
 
+def test_a_megabyte_of_heads_without_end_takes_linear_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.warc"
+    path.write_bytes(b"WARC/1.0\r\nA: b\r\n" * 60_000 + good(0))
+    urls, gaps, _ = look(path)
+    assert urls == ["http://good/0"]
+    assert len(gaps) == 60_000
+
+
 def test_every_record_of_every_damaged_copy_is_whole_or_reported(tmp_path: Path) -> None:
     members = [gzip.compress(good(number)) for number in range(6)]
     path, rng, wanted = tmp_path / "a.warc.gz", random.Random(1), [f"http://good/{number}" for number in range(6)]
@@ -214,11 +222,12 @@ def test_hostile_wacz(tmp_path: Path) -> None:
 
 
 def test_hostile_tables(tmp_path: Path) -> None:
-    deep = b'{"text": "deep", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    deep, bracket = (b'{"text": "deep", "x": ' + b"[" * depth + b"]" * depth + b', "y": 1}' for depth in (100_000, 200))
     lines = [
         b'{"text": "a", "url": "\\ud800"}',
         b'{"text": "b"',
         deep,
+        bracket,
         b'{"text": null}',
         b"7",
         b'{"text": 5}',
@@ -226,12 +235,13 @@ def test_hostile_tables(tmp_path: Path) -> None:
         b"\xff\xfe",
         b'{"text": "z"}',
     ]
-    long = b'{"text": "' + b"x" * LARGEST + b'"}'
+    long = b'{"text": "' + b"x" * (17 << 20) + b'"}'
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n".join([*lines, long, lines[-1]]), 1))
     items = list(read(tmp_path / "a.jsonl.gz", Source(name="s", path="x")))
     found = Counter("gap" if isinstance(item, Gap) else item.problem.partition(":")[0] or "text" for item in items)
-    assert found == {"text": 4, "gap": 3, "extract.empty": 3, "extract.size": 1}
-    assert reread(tmp_path / "a.jsonl.gz", Source(name="s", path="x"), 5).content == b"z"
+    assert found == {"text": 5, "gap": 3, "extract.empty": 3, "extract.size": 1}
+    assert reread(tmp_path / "a.jsonl.gz", Source(name="s", path="x"), 6).content == b"z"
+    assert json.loads(reread(tmp_path / "a.jsonl.gz", Source(name="s", path="x"), 1).meta) == {"y": 1}
     with pytest.raises(OpenmaiError, match="no record 99"):
         reread(tmp_path / "a.jsonl.gz", Source(name="s", path="x"), 99)
     pq.write_table(pa.table({"text": [b"bytes", None], "day": pa.array([2**62, 0], pa.timestamp("us"))}), tmp_path / "a.parquet")

@@ -18,7 +18,8 @@ from openmai.data.read.stream import Stream
 
 MAX_BYTES = 64 << 20
 """content of one record; what is larger is rejected as extract.size and not read into memory"""
-_MAX_JSON = 1 << 28
+_MAX_LINE = 16 << 20  # JSON may take twenty times as much memory when it is parsed
+_MAX_DEPTH = 100
 # Keys that go into the document's own columns; everything else goes into its `meta`.
 _KNOWN = ("url", "date", "license")
 _TOO_LARGE = f"extract.size: more than {MAX_BYTES >> 20} MB"
@@ -48,9 +49,9 @@ def read_html(file: Path, source: Source) -> Iterator[Raw | Gap]:
 def read_json(file: Path, source: Source) -> Iterator[Raw | Gap]:
     """Yield the values of a JSON array, or one JSON value."""
     with open(file, "rb") as data:
-        content = _content(Stream(data), _MAX_JSON)
+        content = _content(Stream(data), MAX_BYTES)
     if content is None:
-        raise Damaged(f"larger than {_MAX_JSON >> 20} MB in one JSON value; turn it into JSON lines")
+        raise Damaged(f"one JSON value of more than {MAX_BYTES >> 20} MB; turn it into JSON lines")
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -64,9 +65,9 @@ def read_lines(file: Path, source: Source) -> Iterator[Raw | Gap]:
     is_first = True
     with open(file, "rb") as data:
         stream = Stream(data)
-        for place, line in enumerate(stream.lines(MAX_BYTES)):
+        for place, line in enumerate(stream.lines(_MAX_LINE)):
             if line is None:
-                yield Raw(b"", f"{file.name}#{place}", problem=_TOO_LARGE)
+                yield Raw(b"", f"{file.name}#{place}", problem=f"extract.size: a line of more than {_MAX_LINE >> 20} MB")
             elif line.strip():
                 try:
                     row = json.loads(line)
@@ -128,13 +129,19 @@ def _row(row: Any, file: Path, number: int, source: Source, is_first: bool) -> R
 
 
 def _meta(row: dict[str, Any], text_field: str) -> str:
-    rest = {key: value for key, value in row.items() if key not in (text_field, *_KNOWN)}
-    if not rest:
-        return "{}"
-    try:
-        return _clean(json.dumps(rest, ensure_ascii=False, sort_keys=True, default=str))
-    except (ValueError, RecursionError):  # nested as deep as the parser just allowed
-        return "{}"
+    """Return the other columns as a JSON object; without those nested so deeply that a reader of it might fail."""
+    rest = {key: value for key, value in row.items() if key not in (text_field, *_KNOWN) and not _is_deep(value)}
+    return _clean(json.dumps(rest, ensure_ascii=False, sort_keys=True, default=str)) if rest else "{}"
+
+
+def _is_deep(value: Any) -> bool:
+    level, depth = [value], 0
+    while level and depth <= _MAX_DEPTH:
+        level = [
+            inner for outer in level if isinstance(outer, dict | list) for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        depth += 1
+    return bool(level)
 
 
 def _clean(text: str) -> str:

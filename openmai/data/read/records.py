@@ -17,8 +17,9 @@ from openmai.data.read.stream import Stream
 
 _MAX_HEAD = 1 << 20
 _KINDS = {"warcinfo", "response", "resource", "request", "metadata", "revisit", "conversion", "continuation"}
-_HEAD_END = re.compile(rb"\r{0,2}\n\r{0,2}\n")  # a text-mode copy makes \r\n to \r\r\n
 _WARC = rb"WARC/\d\.\d\d?[ \t]*\r{0,2}\n(?=[A-Za-z][A-Za-z-]*[ \t]*:)"
+_HEAD_END = re.compile(rb"(\r{0,2}\n\r{0,2}\n)|" + _WARC)  # a text-mode copy makes \r\n to \r\r\n
+_BLANK_END = re.compile(rb"[\r\n\0 \t]*\Z")
 _ARC = rb"([A-Za-z][A-Za-z0-9+.-]*:[^\n]{0,8192}?) [0-9A-Fa-f.:-]{1,45} (\d{8})\d{0,12} ([^\n]{0,1024})\n"
 
 
@@ -54,9 +55,12 @@ class Warc:
     @staticmethod
     def head(stream: Stream) -> Head | None:
         """Return the head at the front of the stream, None if it has no end."""
-        while (end := _HEAD_END.search(stream.buffer)) is None and len(stream.buffer) < _MAX_HEAD and stream.more():
-            pass
-        if end is None or Warc.start.search(stream.buffer, 1, end.start()):
+        seen = 1
+        while (end := _HEAD_END.search(stream.buffer, seen)) is None and len(stream.buffer) < _MAX_HEAD:
+            seen = max(1, len(stream.buffer) - Warc.overlap)
+            if not stream.more():
+                break
+        if end is None or end[1] is None:  # another record begins first
             return None
         text = re.sub(rb"\r*\n[ \t]+", b" ", stream.buffer[: end.start()]).decode("utf-8", errors="replace")
         fields: dict[str, str] = {}
@@ -140,7 +144,7 @@ def _take(stream: Stream, form: Form, head: Head, place: str) -> Record:
     stream.ensure(head.length + form.overlap)
     there = len(stream.buffer)
     if there < head.length or not form.landing.match(stream.buffer, head.length):
-        inner = form.start.search(stream.buffer)
+        inner = form.start.search(stream.buffer, 0, head.length + form.overlap)
         if inner is not None and inner.start() < head.length:
             end = inner.start()
             return Record(head, stream.take(end), f"extract.length: {place} says {head.length} bytes, the next record begins after {end}")
@@ -148,7 +152,7 @@ def _take(stream: Stream, form: Form, head: Head, place: str) -> Record:
         stream.drop(there)
         stream.cut()
         return Record(head, b"", f"extract.length: {place} breaks off after {there} of {head.length} bytes")
-    ends_in_break = stream.problem and not stream.buffer[head.length :].strip(b"\r\n\0 \t")
+    ends_in_break = stream.problem and _BLANK_END.match(stream.buffer, head.length)
     if ends_in_break and not stream.is_cut and stream.position + head.length > stream.member_position:
         stream.drop(len(stream.buffer))
         return Record(head, b"", f"extract.damaged: {place}: {stream.problem}")  # the checksum of its own member is wrong
