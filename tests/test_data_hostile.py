@@ -74,7 +74,8 @@ def good(number: int) -> bytes:
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, **limits: Any) -> tuple[list[str], dict[str, tuple[str, str]], dict]:
     """Build documents of what lies in the folder; return the kept URLs, (rule, reason) of the rejected, and the funnel."""
-    monkeypatch.setattr(pool, "_CONTEXT", "fork")  # so that the workers see a step that the test adds
+    monkeypatch.setattr(pool, "_CONTEXT", "fork")  # so that the workers see a step that the test adds, and models that are loaded here
+    steps.annotate(raw_batch([("", 0, Raw(b"<p>load", "", "text/html"))], "", ""), Annotation())
     facts = {"sources": [{"name": "web", "path": str(folder), "on_error": "skip"}], "workers": 2, "limits": limits, "languages": []}
     out = folder.parent / "out"
     build(validate(BuildConfig, {"out": out, "part_records": 8, **facts}, "test"))
