@@ -73,7 +73,7 @@ def extract(html: str, max_depth: int, hint: Hint = no_hint, format: Format = "t
     `hint(tag, attributes)` knows a site: 1-6 makes the block element a heading of that level, 0 leaves it out, None says nothing; with a
     hint, all but links and navigation is kept. Raises ExtractError for elements nested deeper than `max_depth`.
     """
-    tree = HTMLTree.parse(html)
+    tree = _parse(html)
     title, whole = " ".join((tree.title or "").split()), str(tree)
     facts = read_metadata(whole)
     whole = expand_formulas(whole)
@@ -88,6 +88,13 @@ def extract(html: str, max_depth: int, hint: Hint = no_hint, format: Format = "t
     if len(facts.article) > _BODY_LACK * len(text):
         text = facts.article
     return Page(title, text, facts.date, facts.language, facts.license, opt_out(facts.metas, {}))
+
+
+def _parse(html: str) -> HTMLTree:
+    try:
+        return HTMLTree.parse(html)
+    except UnicodeEncodeError:  # half a surrogate pair, which no decoder returns
+        return HTMLTree.parse(html.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 def _with_hint(hint: Hint, match: re.Match[str]) -> str:

@@ -33,23 +33,24 @@ from openmai.data.extract.text import CODE, block_text, cell_texts
 Format = Literal["text", "markdown"]
 _QUOTE = TAGS["blockquote"]
 _LEVELS = 30  # how far up a quotation is looked for
+_MAX_INDENT = 10  # lists and definitions in one another; deeper ones would make the text quadratic in size
 
 
 def render(page: Scanned, kept: Iterable[int], form: Format) -> str:
     """Return the blocks numbered `kept`, in their order, as one text."""
     lines: list[str] = []
-    gap, bullet, columns = False, False, 0  # what the block before asks for; columns of the table that goes on
+    gap, item, columns = False, (NO_BULLET, 0), 0  # what the block before asks for; columns of the table that goes on
     for number in kept:
         block = page.blocks[number]
         cells = cell_texts(page, block) if form == "markdown" and block[CELL_LAST] else []
-        tight = bullet and block[BULLET] != NO_BULLET  # items of one list, though each may hold a paragraph
+        bullet, nesting = int(np.sign(block[BULLET])), int(block[LISTS])
+        tight = bullet and item[0] and (bullet == item[0] or nesting > item[1])  # items of one list, though each may hold a paragraph
         goes_on = bool(cells) and columns > 0 and not block[GAP]
         if lines and (gap or (block[GAP] and not tight) or bool(cells) != (columns > 0)) and not goes_on:
             lines.append("")
         new = _row(cells, 0 if goes_on else len(cells)) if cells else _lines(block_text(page, block), block, form)
         lines += _quoted(new, page, block) if form == "markdown" else new
-        gap, bullet = bool(block[LEVEL]) or bool(form == "markdown" and block[PREFORMATTED]), block[BULLET] != NO_BULLET
-        columns = len(cells)
+        gap, item, columns = bool(block[LEVEL] or (form == "markdown" and block[PREFORMATTED])), (bullet, nesting), len(cells)
     return "\n".join(lines)
 
 
@@ -63,7 +64,7 @@ def _lines(text: str, block: np.ndarray, form: Format) -> list[str]:
     if block[LEVEL]:
         return ["#" * int(block[LEVEL]) + " " + " ".join(text.split())]
     lines = [line.rstrip() for line in text.split("\n")]
-    nesting, indent = max(0, int(block[LISTS]) - 1), int(block[INDENT])
+    nesting, indent = min(max(0, int(block[LISTS]) - 1), _MAX_INDENT), min(int(block[INDENT]), _MAX_INDENT)
     bullet = "" if block[BULLET] == NO_BULLET else "- " if block[BULLET] == DASH else f"{int(block[BULLET])}. "
     if form == "markdown":
         if block[PREFORMATTED]:

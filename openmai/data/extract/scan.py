@@ -303,9 +303,13 @@ def _attributes(text: np.ndarray, i: int, known: np.ndarray, names: np.ndarray, 
 
 @njit(cache=True)
 def _join_row(state: np.ndarray, blocks: np.ndarray, element: int, starts: np.ndarray, cells: np.ndarray, num_cells: int) -> int:
-    """Make one block of the cells of a data row, where each holds at most one plain block; return the number of cells known."""
+    """Make one block of the cells of a data row, where each holds at most one plain block; return the number of cells known.
+
+    A row with a single filled cell is one only below a row of as many cells.
+    """
     first, last = starts[0, 0], state[_NUM_BLOCKS]
-    if len(starts) < 2 or last - first < 2:
+    goes_on = first > 0 and last > first and blocks[first - 1, CELL_LAST] - blocks[first - 1, CELL_FIRST] == len(starts)
+    if len(starts) < 2 or last - first < (1 if goes_on and not blocks[first, GAP] else 2):
         return num_cells
     chars = 0
     for k in range(first, last):
@@ -521,3 +525,9 @@ def _scan(
     _flush(state, blocks, words, title)
     num_blocks, num_elements = state[_NUM_BLOCKS], state[_NUM_ELEMENTS]
     return spans[: state[_NUM_SPANS]], blocks[:num_blocks], cells[:num_cells], elements[:num_elements], depth > max_depth
+
+
+# numba compiles constants and functions of other files in, but looks only at this one when it decides whether to compile anew:
+# a test keeps this hash of those files up to date, and with it the compiled code.
+COMPILED_FROM = ("words.py", "names.py")
+COMPILED_WITH = "edc7182a1e7c97d9"

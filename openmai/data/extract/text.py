@@ -61,7 +61,7 @@ def _tidy(text: str, preformatted: bool) -> str:
     text = _WHITE.sub(" ", text)
     if _BREAK in text:
         text = _BREAKS.sub("\n", text)
-    if _UNRAISE in text:
+    if _SUP in text or _SUB in text or _UNRAISE in text:
         text = _POWER.sub(lambda match: match[1].translate(_SUPERSCRIPTS), text).translate(_RAISING)
     text = text.strip(" \n")
     return text if "\n" in text else text.strip()
