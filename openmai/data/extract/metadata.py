@@ -20,6 +20,9 @@ _HTML = re.compile(r"<html\b([^>]*)>")
 _JSON_LD = re.compile(r'<script\b[^>]*\btype="application/ld\+json"[^>]*>(.*?)</script>', re.S)
 _TIME = re.compile(r'<time\b[^>]*\bdatetime="([^"]{8,60})"[^>]*>')
 _PUBLISHED = re.compile(r'<(?:meta|span|abbr|div)\b(?=[^>]*"(?:datePublished|published)")[^>]*\b(?:content|datetime|title)="([^"]{8,60})"')
+_JSON_DATE = re.compile(r'"datePublished"\s*:\s*"([^"]{8,60})"')
+_CANONICAL = re.compile(r'<link\b(?=[^>]*\brel="canonical")[^>]*\bhref="([^"]*)"')
+_DAY_IN_ADDRESS = re.compile(r"/((?:19|20)\d\d)[/-](\d\d)[/-](\d\d)(?:/|-|$)")
 _IS_PUBLISHED = re.compile(r"\bpubdate\b|published|datePublished|entry-date|post-date", re.I)
 _LICENSE_LINK = re.compile(r'<(?:a|link)\b(?=[^>]*\brel="(?:[^"]*\s)?license(?:\s[^"]*)?")[^>]*\bhref="([^"]*)"')
 _CREATIVE_COMMONS = re.compile(
@@ -125,13 +128,20 @@ def _date(html: str, metas: tuple[tuple[str, str], ...], nodes: list[dict[str, A
         found = _iso_day(values.get(name))
         if found:
             return found
+    loose = _JSON_DATE.search(html) if '"datePublished"' in html else None  # in JSON that is broken or stands elsewhere
+    if loose and (found := _iso_day(loose[1])):
+        return found
     if '"datePublished"' in html or '"published"' in html:
         found = next((day for text in _PUBLISHED.findall(html) if (day := _iso_day(text))), "")
         if found:
             return found
     times = list(_TIME.finditer(html)) if 'datetime="' in html else []
     published = [match for match in times if _IS_PUBLISHED.search(match[0])]
-    return _iso_day((published or times)[0][1]) if times else ""
+    if times and (found := _iso_day((published or times)[0][1])):
+        return found
+    canonical = _CANONICAL.search(html)
+    address = _DAY_IN_ADDRESS.search(values.get("og:url") or (canonical[1] if canonical else ""))
+    return _iso_day("-".join(address.groups())) if address else ""
 
 
 def _iso_day(value: object) -> str:
