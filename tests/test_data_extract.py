@@ -174,9 +174,10 @@ def test_hint_makes_headings_and_leaves_out() -> None:
         ('<meta name="date" content="4.3.2019">', "2019-03-04"),
         ('<meta name="date" content="2019-02-31">', ""),
         ('<script type="application/ld+json">[{"@graph": [{"datePublished": "2018-01-02"}]}]</script>', "2018-01-02"),
-        ('<script type="application/ld+json">{"datePublished": "2018-01-02"</script>', ""),
+        ('<script type="application/ld+json">{"datePublished": "2018-01-02"</script>', "2018-01-02"),
         ('<time datetime="2016-01-01">now</time><time class="published" datetime="2017-05-06">', "2017-05-06"),
         ('<span itemprop="datePublished" content="2017-05-06"></span>', "2017-05-06"),
+        ('<link rel="canonical" href="https://example.org/2017/05/06/title">', "2017-05-06"),
         ("<p>4 March 2019</p>", ""),
     ],
 )
