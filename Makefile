@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CODE := openmai tests $(wildcard benchmarks)
 
-.PHONY: help quickstart install test check fix bench clean
+.PHONY: help quickstart install test cluster check fix bench clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -23,6 +23,9 @@ install: $(VENV)/.installed-dev ## .venv with openmai and the tools of its devel
 
 test: $(VENV)/.installed-dev ## the tests; make test ARGS="-k cli" for some of them
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
+
+cluster: $(VENV)/.installed-dev ## the tests on Ray clusters that lose machines
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster $(ARGS)
 
 check: $(VENV)/.installed-dev ## format, lint, types
 	$(BIN)/ruff format --check $(CODE)

@@ -1,4 +1,4 @@
-"""pytest tests/test_data_cluster.py: the data engine on a Ray cluster of two machines (processes here), one of which is lost."""
+"""pytest -m cluster tests/test_data_cluster.py: the data engine on a Ray cluster of two machines (processes here), one of which is lost."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from openmai.data.build import build
 from openmai.data.engine import tasks
 
 ray = pytest.importorskip("ray", reason="needs the extra 'cluster'")
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
