@@ -107,6 +107,7 @@ def test_hostile_pages_cost_only_themselves(tmp_path: Path, monkeypatch: pytest.
         "extract.depth nest": record("http://bad/nest", b"<div>" * 180_000),
         "any utf8": record("http://bad/utf8", b"<p>" + b"\xff\xfe\xc3(" * 9000, HTML.replace("html", "html; charset=utf-8")),
         "extract.length short": record("http://bad/short", b"<p>The answer is longer than it says, " * 20, length=200),
+        "extract.length huge": record("http://bad/huge", b"<p>The answer is shorter than it says.", length=10**12),
         "extract.length none": record("http://bad/none", b"<p>How long it is, it does not say.", length=-1),
         "extract.head head": record("http://bad/head", b"", "X-Bomb: " + "x" * 300_000 + "\r\n"),
         "extract.deadline evil": record("http://bad/evil", f"<p>evil evil {PROSE}</p>".encode()),

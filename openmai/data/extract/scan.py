@@ -496,6 +496,9 @@ def _scan(
         elif kind == QUOTE:
             _mark(state, spans, MARK_QUOTE)
         elif kind in (BLOCK, CELL):
+            if height == depth_limit:  # end tags without a beginning, which Lexbor writes out where it does not escape: <plaintext>
+                depth = max_depth + 1
+                break
             _flush(state, blocks, words, title)
             spaced = 1 if _SPACED[tag] or hint > 0 else 0
             stack[height, 0], stack[height, 1], stack[height, 2], stack[height, 3] = tag, state[ELEMENT], state[INDENT], state[LEVEL]

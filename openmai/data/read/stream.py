@@ -10,6 +10,7 @@ import io
 import re
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -22,7 +23,7 @@ _BLANKS = re.compile(rb"[\r\n\0 \t]*")
 _READ = 1 << 16
 _BOMB_BYTES, _BOMB_RATIO = 1 << 28, 250  # a member beyond both is made to fill disks and memory; text never shrinks that far
 _REREAD = 1 << 30  # bytes that may be read a second time in the search for whole members
-_PROBE = 1 << 12
+_PROBE, _LOOK = 1 << 12, 1 << 10
 _ERRORS = (zlib.error, zstandard.ZstdError, RuntimeError, OSError, EOFError, zipfile.BadZipFile)  # lz4 raises RuntimeError
 
 
@@ -86,6 +87,7 @@ class Stream:
         self.is_cut = False  # the problem is that the data end too early; what there is, is right
         self.member: Any = None
         self.member_offset = self.member_position = 0  # where it begins in the file, and in the data
+        self.member_starts: deque[int] = deque()  # where those begin in the data that are not yet dropped
         self._rest = b""
         self._offset = 0  # in the file, of what is to be decompressed next
         self._fed = self._made = 0
@@ -109,6 +111,8 @@ class Stream:
         """Take `size` bytes from the front of the buffer."""
         del self.buffer[:size]
         self.position += size
+        while self.member_starts and self.member_starts[0] < self.position:
+            self.member_starts.popleft()
 
     def cut(self) -> None:
         """Note that more was promised than there is."""
@@ -135,14 +139,21 @@ class Stream:
             self.position += ahead
             self.drop(size - ahead)
             return True
-        while size > len(self.buffer):
-            size -= len(self.buffer)
-            self.drop(len(self.buffer))
-            member = self.member_position
-            if not self.more() or (self.start and self.member_position != member and self.start.match(self.buffer)):
+        begin, end = self.position, self.position + size
+        while self.position < end:
+            if not self.buffer and not self.more():
                 return False
-        self.drop(size)
+            known = min(len(self.buffer), end - self.position)
+            for place in [place - self.position for place in self.member_starts if begin < place < end]:
+                if place < known and self._starts_at(place):
+                    self.drop(place)
+                    return False
+            self.drop(known)
         return True
+
+    def _starts_at(self, place: int) -> bool:
+        self.ensure(place + _LOOK)
+        return self.start is not None and self.start.match(self.buffer, place) is not None
 
     def skip_to(self, pattern: re.Pattern[bytes], overlap: int) -> int:
         """Drop what is before the next match of `pattern`, or all there is; return how many bytes that was, blank ends not counted.
@@ -267,6 +278,7 @@ class Stream:
         assert self.codec is not None
         self.member, self.member_offset = self.codec.member(), offset
         self.member_position = self.position + len(self.buffer)
+        self.member_starts.append(self.member_position)
         self._fed = self._made = 0
 
     def _decompress(self, data: bytes) -> bytes:
