@@ -286,4 +286,4 @@ def _above(result: np.ndarray, at: int, blocks: np.ndarray, elements: np.ndarray
 
 
 COMPILED_FROM = ("scan.py", "names.py")  # see the end of scan.py
-COMPILED_WITH = "b0fc608596cb4883"
+COMPILED_WITH = "2910105905aeb525"
