@@ -1,4 +1,4 @@
-"""python benchmarks/fuzz_readers.py --data FOLDER --minutes N [--seed S] [--failures FOLDER]
+"""python benchmarks/fuzz_readers.py --data FOLDER --minutes N [--seed S] [--bounds] [--failures FOLDER]
 
 Feeds broken input to every reader, to the extractor and to `annotate`: files of FOLDER (web archives, and what is made of their pages:
 JSON lines, Parquet, HTML, WACZ ...) with flipped, cut, doubled, spliced and invented bytes, in the compressed data and below the
@@ -399,12 +399,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--seconds", type=float, default=20, help="CPU time for one input, looked at twice")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bounds", action="store_true", help="let compiled loops check the bounds of arrays (slower, compiled anew)")
     parser.add_argument("--only", type=int, help="repeat one input")
     parser.add_argument("--failures", type=Path, default=Path("runs/fuzz"))
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
     print(f"seed {arguments.seed}, {arguments.minutes:g} minutes, process {os.getpid()}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.bounds:
+            os.environ |= {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": f"{folder}/compiled"}
         stop = (lambda number: number > arguments.only) if arguments.only is not None else (lambda number: time.monotonic() > end)
         failures = run(arguments, Path(folder), stop)
     for signature, count in failures.counts.most_common():

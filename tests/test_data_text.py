@@ -6,7 +6,6 @@ import random
 
 import pytest
 
-from openmai.data.config import Limits
 from openmai.data.config import Annotation
 from openmai.data.document import Raw, raw_batch
 from openmai.data.engine.steps import annotate
