@@ -38,7 +38,7 @@ def write_sources(folder: Path) -> list[dict[str, Any]]:
     pages |= {
         "http://x/same": pages["http://x/0"],
         "http://x/near": pages["http://x/1"].replace(b"museum", b"shop"),
-        "http://x/thin": b"<p>There is very little to be read here. Somebody once wanted to write about old bridges, mills and the weather, "
+        "http://x/thin": b"<p>There is very little to be read here. Somebody once wanted to write about old bridges, mills and weather, "
         b"then stopped. Come back another day.</p>",
     }
     pages["http://x/deep"] = b"<div>" * 5000
