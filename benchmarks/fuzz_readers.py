@@ -35,7 +35,6 @@ import time
 import traceback
 import zipfile
 from collections import Counter
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -358,38 +357,38 @@ class Failures:
             print(f"FAILURE {name}: {signature}", flush=True)
 
 
-def run(arguments: argparse.Namespace, folder: Path, stop: Callable[[int], bool]) -> Failures:
+def run(arguments: argparse.Namespace, folder: Path) -> Failures:
+    """Check inputs for the minutes asked for; an input counts for at most a minute, so that pauses of the machine do not count."""
     archives = [file for file in sorted(arguments.data.rglob("*")) if file.is_file() and reader_of(file) and file.stat().st_size <= LARGEST]
     archives = [file for file in archives if any(end in file.name.lower() for end in ("warc", "arc", "wacz"))]
     made = make_files(archives, folder)
-    files = {
-        "archive": archives,
-        "table": [file for file in made if file.suffix != ".html"],
-        "html": [file for file in made if file.suffix == ".html"],
-    }
+    pages = [file for file in made if file.suffix == ".html"]
+    files = {"archive": archives, "table": [file for file in made if file not in pages], "html": pages}
     failures, child, kinds, peak = Failures(arguments.failures), Child(arguments.seconds), Counter[str](), 0
-    began = shown = time.monotonic()
+    active = shown = 0.0
     number = arguments.only or 0
-    while not stop(number):
+    while active < 60 * arguments.minutes:
+        began = time.monotonic()
         name, data, relation, original = make_input(arguments.seed, number, files)
         file = folder / f"input-{name}"
         file.write_bytes(data)
         complaint, megabytes = child.check(file, relation, original)
-        peak, kinds[name.partition(".")[2] or name] = max(peak, megabytes), kinds[name.partition(".")[2] or name] + 1
+        peak = max(peak, megabytes)
+        kinds[next((end for end in (".html", ".json", ".parquet", ".wacz", ".warc", ".arc") if end in name), "other")] += 1
         if complaint:
             failures.add(f"{arguments.seed}-{number}-{name}", data, complaint)
             if not megabytes:
                 child = Child(arguments.seconds)
         file.unlink()
         number += 1
-        if time.monotonic() - shown > 60 or stop(number):
-            shown = time.monotonic()
-            print(f"{(shown - began) / 60:6.1f} min  {number:>8} inputs  {failures.counts.total()} failures  peak {peak} MB", flush=True)
+        active += min(60.0, time.monotonic() - began)
+        if active - shown > 60:
+            shown = active
+            print(f"{active / 60:6.1f} min  {number:>8} inputs  {failures.counts.total()} failures  peak {peak} MB", flush=True)
+        if arguments.only is not None:
+            break
     child.process.kill()
-    ends = Counter[str]()
-    for name, count in kinds.items():
-        ends[next((end for end in (".html", ".jsonl", ".parquet", ".wacz", ".warc", ".arc") if end in f".{name}"), "other")] += count
-    print("inputs by kind: " + ", ".join(f"{end} {count}" for end, count in ends.most_common()))
+    print(f"{active / 60:6.1f} min, {kinds.total()} inputs: " + ", ".join(f"{count} {end}" for end, count in kinds.most_common()))
     return failures
 
 
@@ -403,13 +402,11 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="repeat one input")
     parser.add_argument("--failures", type=Path, default=Path("runs/fuzz"))
     arguments = parser.parse_args()
-    end = time.monotonic() + 60 * arguments.minutes
     print(f"seed {arguments.seed}, {arguments.minutes:g} minutes, process {os.getpid()}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.bounds:
             os.environ |= {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": f"{folder}/compiled"}
-        stop = (lambda number: number > arguments.only) if arguments.only is not None else (lambda number: time.monotonic() > end)
-        failures = run(arguments, Path(folder), stop)
+        failures = run(arguments, Path(folder))
     for signature, count in failures.counts.most_common():
         print(f"{count:>6} x {signature}")
     print("no failure" if not failures.counts else f"{failures.counts.total()} failures, kept in {arguments.failures}")
