@@ -37,6 +37,7 @@ import zipfile
 from collections import Counter
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import lz4.frame
 import pyarrow as pa
@@ -173,7 +174,9 @@ def make_files(archives: list[Path], folder: Path) -> list[Path]:
                 ][:20]
             except Damaged:
                 continue
-    rows = [{"text": raw.content.decode("utf-8", "replace")[:20_000], "url": raw.url, "n": {"a": [1, None]}} for raw in pages[:60]]
+    rows: list[dict[str, Any]] = [
+        {"text": raw.content.decode("utf-8", "replace")[:20_000], "url": raw.url, "n": {"a": [1, None]}} for raw in pages[:60]
+    ]
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     table = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows), table, row_group_size=20)
@@ -273,7 +276,9 @@ def check(file: Path, relation: str, original: Path | None) -> None:
 
 def look(file: Path) -> tuple[list[str], bool, list[Raw]]:
     """Return digests of what a reader yields, whether it reports damage, and the usable records."""
-    digests, reported, raws = [], False, []
+    digests: list[str] = []
+    raws: list[Raw] = []
+    reported = False
     try:
         for item in read(file, SOURCE):
             assert isinstance(item, Raw | Gap)
