@@ -17,6 +17,7 @@ STAGES = {
     "run": ("openmai.run.verbs", "a whole recipe, from web pages to a chat model"),
     "data": ("openmai.data.verbs", "web archives, files and data sets -> clean documents"),
     "tokenizer": ("openmai.tokenizer.verbs", "documents -> tokenizer and token shards"),
+    "model": ("openmai.model.verbs", "a model of somebody else -> checkpoint"),
     "train": ("openmai.train.verbs", "token shards -> base model"),
     "align": ("openmai.align.verbs", "base model -> assistant"),
     "eval": ("openmai.eval.verbs", "model -> numbers with error bars"),

@@ -1,51 +1,124 @@
-"""Attention: grouped-query and latent (MLA), causal, optionally windowed, with an optional key-value cache."""
+"""Attention: grouped-query and latent (MLA), with an optional key-value cache."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 from openmai.model.cache import KVCache
 from openmai.model.config import ModelConfig
-from openmai.model.layers import make_norm, rotate
+from openmai.model.layers import make_norm, soft_cap
+from openmai.model.mask import Mask
+from openmai.model.rope import Table, rotate
+
+GATE_CHANNELS = 12  # of the stream, that decide how much of the value embedding is added (nanochat, gpt.py)
 
 
 @dataclass
 class Context:
-    """What the layers of one forward pass share."""
+    """What the layers of one forward pass share; tables and masks are by `is_global`."""
 
+    ids_BT: Tensor
     positions_BT: Tensor
-    rope: tuple[Tensor, Tensor] | None
-    masks: dict[bool, Tensor | None]
-    "attention mask by `is_global`: (B, 1, T, S) bool, or None where plain causal attention does"
+    ropes: dict[bool, Table]
+    masks: dict[bool, Mask]
     cache: KVCache | None = None
     rows_B: Tensor | None = None
     used: int = 0
 
 
-def attend(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention through PyTorch's fused kernel; `mask` None means causal. Returns (B, T, H, K of values)."""
+def attend(
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGK: Tensor,
+    mask: Mask,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks_H: Tensor | None = None,
+) -> Tensor:
+    """Scaled dot-product attention by the fastest kernel that computes it. Returns (B, T, H, K of values).
+
+    PyTorch's fused kernels (SDPA) wherever they do; FlexAttention on a GPU for windows, documents, soft caps and sinks; the plain twin for
+    a soft cap elsewhere.
+    """
+    if q_BTHK.is_cuda and (mask.blocks or ((softcap or sinks_H is not None) and mask.dense is None)):
+        return attend_flex(q_BTHK, k_BSGK, v_BSGK, mask, scale, softcap, sinks_H)
+    if softcap:
+        return attend_plain(q_BTHK, k_BSGK, v_BSGK, mask, scale, softcap, sinks_H)
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped).transpose(1, 2)
+    bias = mask.dense
+    if sinks_H is not None:  # a key of zeros with a value of zeros, whose score is the sink
+        scores = _added(mask, q)
+        bias = torch.cat((scores.expand(-1, len(sinks_H), -1, -1), sinks_H[:, None, None].expand(len(scores), -1, q.shape[2], 1)), dim=-1)
+        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+    width, grouped = v.shape[-1], q.shape[1] != k.shape[1]
+    if width < q.shape[-1]:  # fused kernels want values as wide as keys
+        v = F.pad(v, (0, q.shape[-1] - width))
+    output = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, scale=scale, enable_gqa=grouped)
+    return output[..., :width].transpose(1, 2)
 
 
-def attend_plain(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Tensor | None) -> Tensor:
+def attend_plain(
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGK: Tensor,
+    mask: Mask,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks_H: Tensor | None = None,
+) -> Tensor:
     """The readable twin of `attend`."""
     groups = q_BTHK.shape[2] // k_BSGK.shape[2]
     k_BSHK, v_BSHK = k_BSGK.repeat_interleave(groups, dim=2), v_BSGK.repeat_interleave(groups, dim=2)
-    scores_BHTS = torch.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK) * q_BTHK.shape[-1] ** -0.5
-    if mask is None:
-        mask = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=scores_BHTS.device).tril()
-    weights_BHTS = scores_BHTS.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+    scores_BHTS = torch.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK) * (scale or q_BTHK.shape[-1] ** -0.5)
+    scores_BHTS = soft_cap(scores_BHTS, softcap) + _added(mask, q_BTHK.transpose(1, 2))
+    if sinks_H is not None:
+        sinks_BHT1 = sinks_H[:, None, None].expand(*scores_BHTS.shape[:-1], 1)
+        weights_BHTS = torch.cat((scores_BHTS, sinks_BHT1), dim=-1).softmax(dim=-1)[..., :-1]
+    else:
+        weights_BHTS = scores_BHTS.softmax(dim=-1)
     return torch.einsum("bhts,bshk->bthk", weights_BHTS, v_BSHK)
 
 
+def _added(mask: Mask, q_BHTK: Tensor) -> Tensor:
+    """Return a mask as numbers to add to scores, (B or 1, H or 1, T, S)."""
+    seen, length = mask.dense, q_BHTK.shape[2]
+    if seen is None:
+        seen = torch.ones(1, 1, length, length, dtype=torch.bool, device=q_BHTK.device).tril()
+    return torch.zeros_like(seen, dtype=q_BHTK.dtype).masked_fill(~seen, float("-inf")) if seen.dtype == torch.bool else seen
+
+
+def attend_flex(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Mask, scale: float | None, softcap: float | None, sinks_H: Tensor | None
+) -> Tensor:
+    """FlexAttention (arXiv:2412.05496): only the blocks of the mask are computed; a sink takes its share of the sum afterwards."""
+
+    def score(s: Tensor, _b: Tensor, _h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        s = soft_cap(s, softcap)
+        return s if mask.blocks else torch.where(i >= j, s, float("-inf"))
+
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
+    kernel = _compiled_flex() if q.is_cuda and not torch.compiler.is_compiling() else flex_attention
+    modify = None if softcap is None and mask.blocks else score
+    grouped = q.shape[1] != k.shape[1]
+    if sinks_H is None:
+        return kernel(q, k, v, score_mod=modify, block_mask=mask.blocks, scale=scale, enable_gqa=grouped).transpose(1, 2)
+    output, sums_BHT = kernel(q, k, v, score_mod=modify, block_mask=mask.blocks, scale=scale, enable_gqa=grouped, return_lse=True)
+    return (output * torch.sigmoid(sums_BHT - sinks_H[:, None]).unsqueeze(-1)).type_as(q).transpose(1, 2)
+
+
+@cache
+def _compiled_flex():  # type: ignore[no-untyped-def]
+    return torch.compile(flex_attention)
+
+
 class Attention(nn.Module):
-    """Grouped-query attention (arXiv:2305.13245) with optional QK norm."""
+    """Grouped-query attention (arXiv:2305.13245)."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -59,18 +132,35 @@ class Attention(nn.Module):
             together = config.qk_norm_span == "all"
             self.q_norm = make_norm(config, heads * head if together else head)
             self.k_norm = make_norm(config, groups * head if together else head)
+        self.sinks_H = nn.Parameter(torch.empty(heads)) if config.sinks else None
+        if config.has_value_embedding(layer):
+            self.value_embedding = nn.Embedding(config.vocab_size, groups * head)
+            self.value_gate = nn.Linear(min(GATE_CHANNELS, config.width), groups, bias=False)
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         config = self.config
         q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        if config.clip_qkv:
+            q, k, v = (projected.clamp(-config.clip_qkv, config.clip_qkv) for projected in (q, k, v))
         if config.qk_norm and config.qk_norm_span == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (projected.unflatten(-1, (-1, config.head)) for projected in (q, k, v))
-        if config.qk_norm and config.qk_norm_span == "head":
+        if config.has_value_embedding(self.layer):
+            v = v + self._embedded_values(x_BTD, context.ids_BT)
+        by_head = config.qk_norm and config.qk_norm_span == "head"
+        if by_head and config.qk_norm_place == "before":
             q, k = self.q_norm(q), self.k_norm(k)
-        if context.rope is not None and config.has_rope(self.layer):
-            q, k = rotate(q, context.rope), rotate(k, context.rope)
-        return self.o(_attend_cached(self, q, k, v, context).flatten(2))
+        if config.has_rope(self.layer):
+            table = context.ropes[config.is_global(self.layer)]
+            q, k = rotate(q, table), rotate(k, table)
+        if by_head and config.qk_norm_place == "after":
+            q, k = self.q_norm(q), self.k_norm(k)
+        return self.o(_attend_cached(self, q, k, v, context, self.sinks_H).flatten(2))
+
+    def _embedded_values(self, x_BTD: Tensor, ids_BT: Tensor) -> Tensor:
+        """Return what the tokens' value embeddings add, (B, T, G, K), gated per head within (0, 3)."""
+        gate_BTG = 3 * torch.sigmoid(self.value_gate(x_BTD[..., : self.value_gate.in_features]))
+        return gate_BTG.unsqueeze(-1) * self.value_embedding(ids_BT).unflatten(-1, (-1, self.config.head))
 
 
 class LatentAttention(nn.Module):
@@ -81,9 +171,12 @@ class LatentAttention(nn.Module):
         assert config.mla is not None
         self.config, self.layer, self.mla = config, layer, config.mla
         heads, mla = config.num_heads, config.mla
-        self.q_down = nn.Linear(config.width, mla.query_rank, bias=False)
-        self.q_norm = make_norm(config, mla.query_rank)
-        self.q_up = nn.Linear(mla.query_rank, heads * config.head, bias=False)
+        if mla.query_rank:
+            self.q_down = nn.Linear(config.width, mla.query_rank, bias=False)
+            self.q_norm = make_norm(config, mla.query_rank)
+            self.q_up = nn.Linear(mla.query_rank, heads * config.head, bias=False)
+        else:
+            self.q = nn.Linear(config.width, heads * config.head, bias=False)
         self.kv_down = nn.Linear(config.width, mla.kv_rank + mla.rope_width, bias=False)
         self.kv_norm = make_norm(config, mla.kv_rank)
         self.kv_up = nn.Linear(mla.kv_rank, heads * (mla.nope_width + mla.value_width), bias=False)
@@ -91,20 +184,24 @@ class LatentAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         mla, heads = self.mla, self.config.num_heads
-        q = self.q_up(self.q_norm(self.q_down(x_BTD))).unflatten(-1, (heads, -1))
-        q_nope, q_rope = q.split((mla.nope_width, mla.rope_width), dim=-1)
+        q = self.q_up(self.q_norm(self.q_down(x_BTD))) if mla.query_rank else self.q(x_BTD)
+        q_nope, q_rope = q.unflatten(-1, (heads, -1)).split((mla.nope_width, mla.rope_width), dim=-1)
         latent, k_rope = self.kv_down(x_BTD).split((mla.kv_rank, mla.rope_width), dim=-1)
         k_nope, v = self.kv_up(self.kv_norm(latent)).unflatten(-1, (heads, -1)).split((mla.nope_width, mla.value_width), dim=-1)
         k_rope = k_rope.unsqueeze(2)
-        if context.rope is not None and self.config.has_rope(self.layer):
-            q_rope, k_rope = rotate(q_rope, context.rope), rotate(k_rope, context.rope)
+        if self.config.has_rope(self.layer):
+            table = context.ropes[self.config.is_global(self.layer)]
+            q_rope, k_rope = rotate(q_rope, table), rotate(k_rope, table)
         q = torch.cat((q_nope, q_rope), dim=-1)
         k = torch.cat((k_nope, k_rope.expand(-1, -1, heads, -1)), dim=-1)
-        return self.o(_attend_cached(self, q, k, v, context).flatten(2))
+        return self.o(_attend_cached(self, q, k, v, context, None).flatten(2))
 
 
-def _attend_cached(module: Attention | LatentAttention, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+def _attend_cached(
+    module: Attention | LatentAttention, q: Tensor, k: Tensor, v: Tensor, context: Context, sinks_H: Tensor | None
+) -> Tensor:
+    config = module.config
     if context.cache is not None:
         assert context.rows_B is not None
         k, v = context.cache.update(module.layer, context.rows_B, context.positions_BT, k, v, context.used)
-    return attend(q, k, v, context.masks[module.config.is_global(module.layer)])
+    return attend(q, k, v, context.masks[config.is_global(module.layer)], config.score_scale, config.attention_softcap, sinks_H)

@@ -24,9 +24,15 @@ class KVCache:
         self.length = length
         self.keys = torch.zeros(*shape, config.head, device=device, dtype=dtype)
         self.values = torch.zeros(*shape, value_width, device=device, dtype=dtype)
+        self.tokens = torch.zeros(rows, length, device=device, dtype=torch.long)
 
     def update(self, layer: int, rows_B: Tensor, positions_BT: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, used: int) -> tuple[Tensor, Tensor]:
         """Store this step's keys and values; return all of those rows', each (B, used, G, K)."""
         self.keys[layer][rows_B[:, None], positions_BT] = k_BTGK
         self.values[layer][rows_B[:, None], positions_BT] = v_BTGK
         return self.keys[layer][rows_B, :used], self.values[layer][rows_B, :used]
+
+    def tokens_before(self, rows_B: Tensor, positions_BT: Tensor, ids_BT: Tensor) -> Tensor:
+        """Store this step's tokens; return the token before each of them, (B, T); for the first of a row its own."""
+        self.tokens[rows_B[:, None], positions_BT] = ids_BT
+        return self.tokens[rows_B[:, None], (positions_BT - 1).clamp(min=0)]

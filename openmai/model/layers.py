@@ -1,4 +1,4 @@
-"""The small parts: norms, rotary positions, feed-forward."""
+"""The small parts: norms and the feed-forward."""
 
 from __future__ import annotations
 
@@ -9,34 +9,50 @@ from torch import Tensor, nn
 from openmai.model.config import ModelConfig
 
 
+class OffsetNorm(nn.Module):
+    """RMSNorm whose weight is stored less one (Gemma): weight decay pulls the factor towards one."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(width)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], 1.0 + self.weight.float(), self.eps).type_as(x)
+
+
 def make_norm(config: ModelConfig, width: int) -> nn.Module:
     """Build the configured norm over the last `width` values."""
+    weighted = config.norm_weight != "none"
     if config.norm == "layer":
-        return nn.LayerNorm(width, eps=config.norm_eps)
-    return nn.RMSNorm(width, eps=config.norm_eps)
+        return nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=weighted, bias=config.norm_bias)
+    if config.norm_weight == "offset":
+        return OffsetNorm(width, config.norm_eps)
+    return nn.RMSNorm(width, eps=config.norm_eps, elementwise_affine=weighted)
 
 
 def activate(config: ModelConfig, x: Tensor) -> Tensor:
     """Apply the configured activation."""
-    if config.activation == "silu":
-        return F.silu(x)
-    if config.activation == "relu2":
-        return F.relu(x).square()
-    return F.gelu(x, approximate="tanh")
+    match config.activation:
+        case "silu":
+            return F.silu(x)
+        case "relu2":
+            return F.relu(x).square()
+        case "quick_gelu":
+            return x * torch.sigmoid(1.702 * x)
+        case kind:
+            return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
-def rope_table(positions_BT: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines, each (B, T, 1, width / 2) in fp32, for `positions_BT` (RoFormer, arXiv:2104.09864)."""
-    frequencies = theta ** (-torch.arange(0, width, 2, device=positions_BT.device, dtype=torch.float32) / width)
-    angles = positions_BT[..., None, None].float() * frequencies
-    return angles.cos(), angles.sin()
+def activate_gated(config: ModelConfig, gate: Tensor, up: Tensor) -> Tensor:
+    """Return act(gate) * up, clamped and shifted as configured."""
+    if config.glu_limit:
+        gate, up = gate.clamp(max=config.glu_limit), up.clamp(-config.glu_limit, config.glu_limit)
+    return activate(config, gate) * (up + config.glu_offset if config.glu_offset else up)
 
 
-def rotate(x_BTHK: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the pairs (i, i + K/2) of each head by the table's angles, as Llama does in the Hugging Face layout."""
-    cos, sin = table
-    first, second = x_BTHK.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).type_as(x_BTHK)
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """Squash values smoothly into (-cap, cap) (Gemma 2, arXiv:2408.00118, section 2)."""
+    return x if cap is None else cap * torch.tanh(x / cap)
 
 
 class FeedForward(nn.Module):
@@ -52,5 +68,4 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         up = self.up(x_BTD)
-        hidden = activate(self.config, self.gate(x_BTD)) * up if self.config.gated else activate(self.config, up)
-        return self.down(hidden)
+        return self.down(activate_gated(self.config, self.gate(x_BTD), up) if self.config.gated else activate(self.config, up))

@@ -1,23 +1,111 @@
-"""Losses on logits: what training, alignment and evaluation share."""
+"""Losses of next tokens: what training, alignment and evaluation share. None of them ever holds all logits.
+
+Logits are made for some tokens at a time (`CHUNK_BYTES`), so memory does not grow with vocabulary x tokens. `summed_nats` makes the gradient
+in the same pass, with no product done twice: what training uses. `token_nats` gives each token's loss and makes the logits again in the
+backward pass: for objectives that must know the losses before they know the gradient (DPO).
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from openmai.model.layers import soft_cap
 from openmai.model.transformer import Transformer
 
 IGNORE = -100
+CHUNK_BYTES = 32 << 20
+"of fp32 logits at a time"
 
 
 def token_nats(model: Transformer, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
     """Return the negative log-likelihood of each target, (B, T) in nats; targets of IGNORE count 0."""
-    logits_BTV = model(ids_BT)
-    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORE, reduction="none").view_as(
-        targets_BT
-    )
+    x_ND, targets_N = model.stream(ids_BT).flatten(0, 1), targets_BT.flatten()
+    rows = _rows_at_once(model.config.vocab_size)
+
+    def nats(x_ND: Tensor, targets_N: Tensor) -> Tensor:
+        return F.cross_entropy(model.logits(x_ND).float(), targets_N, ignore_index=IGNORE, reduction="none")
+
+    parts = zip(x_ND.split(rows), targets_N.split(rows), strict=True)
+    if torch.is_grad_enabled():
+        return torch.cat([checkpoint(nats, x, targets, use_reentrant=False) for x, targets in parts]).view_as(targets_BT)  # type: ignore[misc]
+    return torch.cat([nats(x, targets) for x, targets in parts]).view_as(targets_BT)
+
+
+def summed_nats(model: Transformer, ids_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the summed loss of all targets that are not IGNORE, in nats, and of the predictors of tokens further ahead, if there are any.
+
+    The second is the mean over the predictors (DeepSeek-V3, arXiv:2412.19437, eq. 25, without its factor).
+    """
+    x_BTD, head = model.stream(ids_BT), model.head
+    cap = model.config.logit_softcap
+    loss = _LinearNats.apply(model.norm(x_BTD).flatten(0, 1), head.weight, head.bias, targets_BT.flatten(), cap)
+    if not model.predictors:
+        return loss, None
+    ahead = [
+        _LinearNats.apply(normed_BTD.flatten(0, 1), head.weight, head.bias, targets_BT[:, k:].flatten(), cap)
+        for k, normed_BTD in enumerate(model.streams_ahead(x_BTD, ids_BT), start=1)
+    ]
+    return loss, torch.stack(ahead).mean()
+
+
+class _LinearNats(torch.autograd.Function):
+    """Sum of cross-entropies of `soft_cap(x @ weight.T + bias)`; gradients are made while the logits of a chunk are at hand."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, cap: float | None) -> Tensor:  # type: ignore[override]
+        needs = ctx.needs_input_grad
+        total = x_ND.new_zeros((), dtype=torch.float32)
+        x_grad_ND = torch.empty_like(x_ND) if needs[0] else None
+        weight_grad_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs[1] else None
+        bias_grad_V = torch.zeros_like(bias_V) if needs[2] and bias_V is not None else None
+        rows = _rows_at_once(len(weight_VD))
+        for start in range(0, len(x_ND), rows):
+            x, targets = x_ND[start : start + rows], targets_N[start : start + rows]
+            logits_NV = F.linear(x, weight_VD, bias_V).float()
+            if cap is not None:
+                logits_NV = logits_NV.div_(cap).tanh_().mul_(cap)
+            kept_N1 = (targets != IGNORE).unsqueeze(1)
+            picked_N1 = targets.clamp(min=0).unsqueeze(1)
+            sums_N1 = logits_NV.logsumexp(dim=1, keepdim=True)
+            total += ((sums_N1 - logits_NV.gather(1, picked_N1)) * kept_N1).sum()
+            if not any(needs[:3]):
+                continue
+            slope_NV = None if cap is None else 1 - (logits_NV / cap).square()
+            grad_NV = logits_NV.sub_(sums_N1).exp_()  # probabilities
+            grad_NV.scatter_add_(1, picked_N1, torch.full_like(sums_N1, -1.0))
+            grad_NV = grad_NV.mul_(kept_N1) if slope_NV is None else grad_NV.mul_(slope_NV).mul_(kept_N1)
+            grad_NV = grad_NV.type_as(x_ND)
+            if x_grad_ND is not None:
+                torch.mm(grad_NV, weight_VD, out=x_grad_ND[start : start + rows])
+            if weight_grad_VD is not None:
+                _add_product(weight_grad_VD, grad_NV.T, x)
+            if bias_grad_V is not None:
+                bias_grad_V += grad_NV.sum(0)
+        weight_grad_VD = None if weight_grad_VD is None else weight_grad_VD.type_as(weight_VD)
+        ctx.save_for_backward(x_grad_ND, weight_grad_VD, bias_grad_V)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return *(None if value is None else value * grad for value in ctx.saved_tensors), None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to an fp32 total."""
+    if left.dtype == torch.float32:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _rows_at_once(vocab_size: int) -> int:
+    return max(1, CHUNK_BYTES // (4 * vocab_size))
 
 
 def on_device_of(model: Transformer, micro: dict[str, Tensor]) -> dict[str, Tensor]:

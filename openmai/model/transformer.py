@@ -12,8 +12,12 @@ from torch import Tensor, nn
 from openmai.model.attention import Attention, Context, LatentAttention
 from openmai.model.cache import KVCache
 from openmai.model.config import ModelConfig
-from openmai.model.layers import FeedForward, make_norm, rope_table
-from openmai.model.moe import MoE, Router
+from openmai.model.layers import FeedForward, make_norm, soft_cap
+from openmai.model.mask import alibi_slopes, make_mask
+from openmai.model.moe import MoE, Router, Routing
+from openmai.model.rope import rope_table
+
+SMEAR_CHANNELS = 24  # of the embedding, that decide how much of the token before is added (nanochat, gpt.py)
 
 
 class Block(nn.Module):
@@ -21,17 +25,42 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        before, after = config.norm_place != "after", config.norm_place != "before"
+        before, after, self.parallel = config.norm_place != "after", config.norm_place != "before", config.parallel
         self.attention_norm = make_norm(config, config.width) if before else nn.Identity()
         self.attention = LatentAttention(config, layer) if config.mla else Attention(config, layer)
         self.attention_after = make_norm(config, config.width) if after else nn.Identity()
-        self.mlp_norm = make_norm(config, config.width) if before else nn.Identity()
+        self.mlp_norm = make_norm(config, config.width) if before and not config.parallel else nn.Identity()
         self.mlp = MoE(config) if config.is_moe(layer) else FeedForward(config, config.ffn_width)
         self.mlp_after = make_norm(config, config.width) if after else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        x_BTD = x_BTD + self.attention_after(self.attention(self.attention_norm(x_BTD), context))
-        return x_BTD + self.mlp_after(self.mlp(self.mlp_norm(x_BTD)))
+    def forward(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Routing | None]:
+        """Return the stream after this layer and, of a mixture, what balancing needs."""
+        normed_BTD = self.attention_norm(x_BTD)
+        attended_BTD = self.attention_after(self.attention(normed_BTD, context))
+        if not self.parallel:
+            x_BTD = x_BTD + attended_BTD
+            normed_BTD = self.mlp_norm(x_BTD)
+        mixed_BTD, routing = self.mlp(normed_BTD) if isinstance(self.mlp, MoE) else (self.mlp(normed_BTD), None)
+        x_BTD = x_BTD + self.mlp_after(mixed_BTD)
+        return (x_BTD + attended_BTD if self.parallel else x_BTD), routing
+
+
+class Predictor(nn.Module):
+    """Predicts one token further ahead: joins the stream with the embedding of the next token and runs one more block.
+
+    Multi-token prediction of DeepSeek-V3 (arXiv:2412.19437, section 2.2); embedding and head are the model's own.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.stream_norm, self.embedding_norm = make_norm(config, config.width), make_norm(config, config.width)
+        self.join = nn.Linear(2 * config.width, config.width, bias=False)
+        self.block = Block(config, config.num_layers - 1)
+        self.norm = make_norm(config, config.width)
+
+    def forward(self, x_BTD: Tensor, ahead_BTD: Tensor, context: Context) -> tuple[Tensor, Routing | None]:
+        joined_BTD = self.join(torch.cat((self.embedding_norm(ahead_BTD), self.stream_norm(x_BTD)), dim=-1))
+        return self.block(joined_BTD, context)
 
 
 class Transformer(nn.Module):
@@ -42,9 +71,17 @@ class Transformer(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
+        self.embedding_norm = make_norm(config, config.width) if config.embedding_norm else nn.Identity()
+        self.smear_gate = nn.Linear(min(SMEAR_CHANNELS, config.width), 1, bias=False) if config.smear else None
+        self.smear_scale = nn.Parameter(torch.empty(1)) if config.smear else None
+        self.stream_scale_L = nn.Parameter(torch.empty(config.num_layers)) if config.residual_scalars else None
+        self.embedding_scale_L = nn.Parameter(torch.empty(config.num_layers)) if config.residual_scalars else None
+        self.backout_scale = nn.Parameter(torch.empty(1)) if config.backout else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = make_norm(config, config.width)
         self.head = nn.Linear(config.width, config.vocab_size, bias=config.head_bias)
+        self.predictors = nn.ModuleList(Predictor(config) for _ in range(config.num_predict))
+        self.penalty: Tensor | None = None
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
 
@@ -55,34 +92,108 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         rows_B: Tensor | None = None,
         last_B: Tensor | None = None,
+        documents_BT: Tensor | None = None,
     ) -> Tensor:
         """Return logits (B, T, V), or (B, V) of only the tokens at index `last_B` of each row.
 
-        With a `cache`, `rows_B` names the cache row of each sequence and `positions_BT` the place of each token in it.
+        With a `cache`, `rows_B` names the cache row of each sequence and `positions_BT` the place of each token in it. `documents_BT` numbers the
+        documents of packed rows: no token sees another's.
         """
-        if positions_BT is None:
-            positions_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-        context = self._context(positions_BT, cache, rows_B)
-        x_BTD = self.embedding(ids_BT)
-        if self.position_embedding is not None:
-            x_BTD = x_BTD + self.position_embedding(positions_BT)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, context)
+        x_BTD = self.stream(ids_BT, positions_BT, cache, rows_B, documents_BT)
         if last_B is not None:
             x_BTD = x_BTD[torch.arange(len(last_B), device=x_BTD.device), last_B]
-        return self.head(self.norm(x_BTD))
+        return self.logits(x_BTD)
 
-    def _context(self, positions_BT: Tensor, cache: KVCache | None, rows_B: Tensor | None) -> Context:
-        config = self.config
-        used = int(positions_BT.max()) + 1 if cache is not None else positions_BT.shape[1]
-        width = config.mla.rope_width if config.mla else config.head
-        rope = rope_table(positions_BT, width, config.rope_theta) if config.positions == "rope" else None
-        keys_S = torch.arange(used, device=positions_BT.device) if cache is not None else positions_BT[0]
-        ahead_BTS = positions_BT[:, :, None] - keys_S
-        masks: dict[bool, Tensor | None] = {True: (ahead_BTS >= 0)[:, None] if cache is not None else None}
-        if config.window is not None:
-            masks[False] = ((ahead_BTS >= 0) & (ahead_BTS < config.window))[:, None]
-        return Context(positions_BT, rope, masks, cache, rows_B, used)
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Return the logits (..., V) of the stream (..., D) after the last block."""
+        return soft_cap(self.head(self.norm(x_BTD)), self.config.logit_softcap)
+
+    def stream(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+        rows_B: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Return the residual stream after the last block, (B, T, D); in training, keep the balancing penalty and count the load."""
+        context = self._context(ids_BT, positions_BT, cache, rows_B, documents_BT)
+        x_BTD = self._embed(context)
+        first_BTD, middle_BTD = x_BTD, None
+        routings = []
+        for layer, block in enumerate(self.blocks):
+            if self.stream_scale_L is not None and self.embedding_scale_L is not None:
+                x_BTD = self.stream_scale_L[layer] * x_BTD + self.embedding_scale_L[layer] * first_BTD
+            x_BTD, routing = block(x_BTD, context)
+            routings.append(routing)
+            if layer == self.config.num_layers // 2:
+                middle_BTD = x_BTD
+        if self.backout_scale is not None and middle_BTD is not None:
+            x_BTD = x_BTD - self.backout_scale * middle_BTD
+        self._observe(self.routers(), routings)
+        return x_BTD
+
+    def streams_ahead(self, x_BTD: Tensor, ids_BT: Tensor) -> list[Tensor]:
+        """Return for each predictor k = 1, 2, ... the normed stream (B, T - k, D) that predicts the token k + 1 places ahead."""
+        normed, routings = [], []
+        for ahead, predictor in enumerate(self.predictors, start=1):
+            context = self._context(ids_BT[:, ahead:], None, None, None, None)
+            x_BTD, routing = predictor(x_BTD[:, :-1], self._embed(context), context)
+            routings.append(routing)
+            normed.append(predictor.norm(x_BTD))
+        self._observe([predictor.block.mlp.router for predictor in self.predictors if isinstance(predictor.block.mlp, MoE)], routings)
+        return normed
+
+    def _embed(self, context: Context) -> Tensor:
+        x_BTD = self.embedding(context.ids_BT) * self.config.embedding_scale
+        if self.position_embedding is not None:
+            x_BTD = x_BTD + self.position_embedding(context.positions_BT)
+        x_BTD = self.embedding_norm(x_BTD)
+        if self.smear_gate is None or self.smear_scale is None:
+            return x_BTD
+        before_BTD = self._before(x_BTD, context)
+        return x_BTD + self.smear_scale * torch.sigmoid(self.smear_gate(x_BTD[..., : self.smear_gate.in_features])) * before_BTD
+
+    def _before(self, x_BTD: Tensor, context: Context) -> Tensor:
+        """Return the embedding of the token before each token, zero before the first."""
+        if context.cache is None:
+            return torch.cat((torch.zeros_like(x_BTD[:, :1]), x_BTD[:, :-1]), dim=1)
+        assert context.rows_B is not None
+        ids_BT = context.cache.tokens_before(context.rows_B, context.positions_BT, context.ids_BT)
+        before_BTD = self.embedding_norm(self.embedding(ids_BT) * self.config.embedding_scale)
+        return before_BTD * (context.positions_BT > 0).unsqueeze(-1)
+
+    def _context(
+        self, ids_BT: Tensor, positions_BT: Tensor | None, cache: KVCache | None, rows_B: Tensor | None, documents_BT: Tensor | None
+    ) -> Context:
+        config, device = self.config, ids_BT.device
+        length = ids_BT.shape[1]
+        if positions_BT is None:
+            positions_BT = torch.arange(length, device=device).expand_as(ids_BT)
+        elif config.rope_scaling and config.rope_scaling.kind == "longrope":
+            length = int(positions_BT.max()) + 1
+        used = int(positions_BT.max()) + 1 if cache is not None else length
+        if cache is not None:
+            length = cache.length  # what is rotated now must suit all that will follow in this row
+        kinds = {config.is_global(layer) for layer in range(config.num_layers)}
+        rotates = {config.is_global(layer) for layer in range(config.num_layers) if config.has_rope(layer)}
+        ropes = {kind: rope_table(config, positions_BT, length, kind) for kind in rotates}
+        keys_BS = torch.arange(used, device=device)[None] if cache is not None else positions_BT
+        slopes_H = alibi_slopes(config.num_heads, device) if config.positions == "alibi" else None
+        windows = {kind: None if kind else config.window for kind in kinds}
+        masks = {kind: make_mask(positions_BT, keys_BS, windows[kind], cache is not None, documents_BT, slopes_H) for kind in kinds}
+        return Context(ids_BT, positions_BT, ropes, masks, cache, rows_B, used)
+
+    def _observe(self, routers: list[Router], routings: list[Routing | None]) -> None:
+        """Add this pass's load to the routers' counts, and its balancing losses to `penalty`; outside of what may be computed twice."""
+        if not self.training:
+            return
+        found = [routing for routing in routings if routing is not None]
+        for router, routing in zip(routers, found, strict=False):
+            router.load_E += routing.load_E.detach()
+        if found:
+            total = torch.stack([routing.penalty for routing in found]).sum()
+            self.penalty = total if self.penalty is None else self.penalty + total
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
@@ -94,18 +205,37 @@ class Transformer(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in sorted(self.named_parameters()):
             drawn = torch.empty(parameter.shape)
-            if parameter.ndim == 1:
-                drawn.fill_(0.0 if name.endswith("bias") else 1.0)
-            elif name.startswith(("embedding", "position_embedding")):
+            if (start := self._constant(name, parameter.shape)) is not None:
+                drawn.copy_(start)
+            elif name.startswith(("embedding.", "position_embedding.")):
                 drawn.normal_(0, 0.02 if self.config.tied_embeddings else 0.8, generator=generator)
+            elif name.endswith(("smear_gate.weight", "value_gate.weight")):
+                drawn.uniform_(0, 0.02, generator=generator)  # slightly open
             elif name.startswith("head"):
                 drawn.normal_(0, 0.001, generator=generator)
             elif name.endswith(self._writers()):
                 drawn.zero_()
             else:
-                bound = (3 / parameter.shape[-1]) ** 0.5
+                bound = (3 / (self.config.width if "value_embedding" in name else parameter.shape[-1])) ** 0.5
                 drawn.uniform_(-bound, bound, generator=generator)
             parameter.copy_(drawn)
+
+    def _constant(self, name: str, shape: torch.Size) -> Tensor | None:
+        """Return the initial value of what is not drawn: norms, biases, sinks, and nanochat's scalars; None for the rest."""
+        depth_L = torch.linspace(0, 1, self.config.num_layers)
+        constants = {
+            "smear_scale": torch.zeros(1),
+            "backout_scale": torch.tensor([0.2]),
+            "stream_scale_L": 1.15 - 0.10 * depth_L,
+            "embedding_scale_L": 0.20 - 0.15 * depth_L,
+        }
+        if name in constants:
+            return constants[name]
+        if "bias" in name or name.endswith("sinks_H"):
+            return torch.zeros(shape)
+        if len(shape) > 1:
+            return None
+        return torch.full(shape, float(self.config.norm_weight == "scale" or self.config.norm == "layer"))
 
     def _writers(self) -> tuple[str, ...]:
         """Endings of the matrices that write to the residual stream; none where a norm follows them, which has no gradient scale at 0.
@@ -118,17 +248,19 @@ class Transformer(nn.Module):
         return ".o.weight", ".down.weight", "latent_up.weight" if latent else "down_EDF"
 
     def routers(self) -> list[Router]:
-        """The routers of all mixture layers, in order."""
+        """The routers of all mixture layers, in order, those of predictors last."""
         return [module for module in self.modules() if isinstance(module, Router)]
 
-    def balance_penalty(self) -> Tensor:
-        """Sum of the balancing penalties of the last training forward pass (0 for a dense model)."""
-        return sum((router.penalty for router in self.routers()), start=torch.zeros((), device=self.embedding.weight.device))
+    def take_penalty(self) -> Tensor:
+        """Return the sum of the balancing losses since the last call (0 for a dense model)."""
+        penalty, self.penalty = self.penalty, None
+        return torch.zeros((), device=self.embedding.weight.device) if penalty is None else penalty
 
     def matrices(self) -> list[nn.Parameter]:
-        """Weights inside the blocks that are matrices or stacks of matrices (what Muon updates), without routers."""
-        routers = {id(router.weight_ED) for router in self.routers()}
-        return [parameter for parameter in self.blocks.parameters() if parameter.ndim >= 2 and id(parameter) not in routers]
+        """Weights inside the blocks that are matrices or stacks of matrices (what Muon updates): no routers, embeddings, gates, biases."""
+        other = ("router.", "value_embedding.", "value_gate.", "bias_E")
+        named = [*self.blocks.named_parameters(), *self.predictors.named_parameters()]
+        return [parameter for name, parameter in named if parameter.ndim >= 2 and not any(part in name for part in other)]
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from openmai.base.errors import OpenmaiError
 from openmai.base.events import Events
 from openmai.base.progress import Progress, say
-from openmai.model.loss import IGNORE, on_device_of, token_nats
+from openmai.model.loss import IGNORE, on_device_of, summed_nats
 from openmai.model.transformer import Transformer
 from openmai.train.checkpoints import Checkpoints
 from openmai.train.config import LoopConfig, OptimizerConfig, ScheduleConfig
@@ -42,7 +42,8 @@ class NextToken:
         return int((micro["targets"] != IGNORE).sum())
 
     def loss(self, model: Transformer, micro: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return token_nats(model, micro["ids"], micro["targets"]).sum(), {}
+        loss, ahead = summed_nats(model, micro["ids"], micro["targets"])
+        return (loss, {}) if ahead is None else (loss + model.config.predict_loss * ahead, {"next_loss": loss, "ahead_loss": ahead})
 
 
 @dataclass
@@ -112,7 +113,7 @@ def _optimize(
     sums: dict[str, float] = {"loss": 0.0, "penalty": 0.0}
     for micro in batch:
         total, extra = objective.loss(model, on_device_of(model, micro))
-        penalty = model.balance_penalty() * (objective.units(micro) / units)
+        penalty = model.take_penalty() * (objective.units(micro) / units)
         (total / units + penalty).backward()
         for name, value in {
             "loss": total.detach() / units,

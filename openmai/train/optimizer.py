@@ -82,9 +82,9 @@ def make_optimizers(model: Transformer, config: OptimizerConfig) -> list[torch.o
 
 
 def _rate(name: str, config: OptimizerConfig) -> float:
-    if name.startswith(("embedding", "position_embedding")):
+    if name.startswith(("embedding.", "position_embedding.")) or "value_embedding." in name:
         return config.embedding_lr
-    return config.head_lr if name.startswith("head") else config.other_lr
+    return config.head_lr if name.startswith("head.") else config.other_lr
 
 
 def schedule_factor(config: ScheduleConfig, step: int, steps: int) -> float:
