@@ -12,49 +12,61 @@ WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int4": 0.5625}
 # Bytes per parameter that mixed-precision Adam keeps, Megatron-LM's 18 (arXiv:2104.04473 and its distributed optimizer's documentation).
 TRAINING_STATE_BYTES = {"bf16 weights": 2, "fp32 gradients": 4, "fp32 master weights": 4, "fp32 first moment": 4, "fp32 second moment": 4}
 
+# How many values of the stream nanochat's gates read (gpt.py); the same numbers stand in attention.py and transformer.py.
+VALUE_GATE_CHANNELS, SMEAR_CHANNELS = 12, 24
+
 
 @dataclass(frozen=True)
 class Parameters:
     """Numbers of stored values, routers' selection biases included, as published totals count them.
 
-    `active` leaves out the routed experts that a token does not use; `active_matmul` also the embeddings that are only looked up, norms
-    and biases: what a token is multiplied with. Tied embeddings are counted once, and as output matrix in `active_matmul`.
+    All but `predictors` are of the main model, which is what runs after training. `active` leaves out the routed experts that a token
+    does not use; `active_matmul` also the embeddings that are only looked up, norms, biases and single factors: what a token is
+    multiplied with. Tied embeddings are counted once, and as output matrix in `active_matmul`.
     """
 
     total: int
     active: int
     active_without_input_embedding: int
+    "active, less an input embedding that is not the output matrix too, and less value embeddings"
     active_matmul: int
     embedding: int
-    "input, position and output embeddings"
+    "input, position, output and value embeddings"
+    predictors: int
+    "modules of `num_predict`, which train with the model and share its embeddings (DeepSeek-V3's 11.5B besides its 671B); not in `total`"
 
 
 def count_parameters(config: ModelConfig) -> Parameters:
     """Count the parameters of `config`."""
-    matrix = config.vocab_size * config.width
+    matrix, layers = config.vocab_size * config.width, range(config.num_layers)
     positions = config.context * config.width if config.positions == "learned" else 0
-    embedding = matrix * (1 if config.tied_embeddings else 2) + positions
-    layers = range(config.num_layers)
-    matmul = sum(attention_matmul(config) + mlp_matmul(config, layer) for layer in layers) + matrix
-    small = sum(_small_in_layer(config, layer) for layer in layers) + _norm(config, config.width) + config.head_bias * config.vocab_size
-    active = matmul + small + embedding - matrix
-    looked_up = 0 if config.tied_embeddings else matrix
+    values = sum(value_embedding(config, layer) for layer in layers)
+    embedding = matrix * (1 if config.tied_embeddings else 2) + positions + values
+    matmul = sum(layer_matmul(config, layer) for layer in layers) + matrix + _smear_gate(config)
+    active = matmul + sum(_small_in_layer(config, layer) for layer in layers) + _small_around(config) + embedding - matrix
     return Parameters(
         total=active + sum(idle_experts(config, layer) for layer in layers),
         active=active,
-        active_without_input_embedding=active - looked_up,
+        active_without_input_embedding=active - values - (0 if config.tied_embeddings else matrix),
         active_matmul=matmul,
         embedding=embedding,
+        predictors=config.num_predict * _predictor(config),
     )
 
 
-def attention_matmul(config: ModelConfig) -> int:
-    """Count the matrix elements of one attention layer."""
+def layer_matmul(config: ModelConfig, layer: int) -> int:
+    """Count the matrix elements of one layer that a single token is multiplied with."""
+    return attention_matmul(config, layer) + mlp_matmul(config, layer)
+
+
+def attention_matmul(config: ModelConfig, layer: int) -> int:
+    """Count the matrix elements of one layer's attention, the gate of its value embedding included."""
     width, heads = config.width, config.num_heads
     if config.mla is None:
-        return width * config.head * (2 * heads + 2 * config.kv_heads)
+        gate = min(VALUE_GATE_CHANNELS, width) * config.kv_heads if config.has_value_embedding(layer) else 0
+        return width * config.head * (2 * heads + 2 * config.kv_heads) + gate
     mla: MLAConfig = config.mla
-    queries = mla.query_rank * (width + heads * config.head)
+    queries = mla.query_rank * (width + heads * config.head) if mla.query_rank else width * heads * config.head
     keys_values = width * (mla.kv_rank + mla.rope_width) + mla.kv_rank * heads * (mla.nope_width + mla.value_width)
     return queries + keys_values + heads * mla.value_width * width
 
@@ -67,47 +79,78 @@ def mlp_matmul(config: ModelConfig, layer: int) -> int:
     moe = config.moe
     shared = width * moe.num_shared * moe.expert_width * (3 if config.gated else 2)
     latent = 2 * width * moe.latent_width if moe.latent_width else 0
-    return width * moe.num_experts + shared + latent + moe.num_active * expert_size(config, moe)
+    return width * moe.num_experts + shared + latent + moe.num_active * expert_matmul(config, moe)
 
 
-def expert_size(config: ModelConfig, moe: MoEConfig) -> int:
-    """Count the parameters of one routed expert."""
+def expert_matmul(config: ModelConfig, moe: MoEConfig) -> int:
+    """Count the matrix elements of one routed expert."""
     return 3 * (moe.latent_width or config.width) * moe.expert_width
+
+
+def expert_bias(config: ModelConfig, moe: MoEConfig) -> int:
+    """Count the biases of one routed expert."""
+    return 2 * moe.expert_width + (moe.latent_width or config.width) if moe.expert_bias else 0
 
 
 def idle_experts(config: ModelConfig, layer: int) -> int:
     """Count the parameters of one layer's experts that a token does not use."""
-    if config.moe is None or not config.is_moe(layer):
+    moe = config.moe
+    if moe is None or not config.is_moe(layer):
         return 0
-    return (config.moe.num_experts - config.moe.num_active) * expert_size(config, config.moe)
+    return (moe.num_experts - moe.num_active) * (expert_matmul(config, moe) + expert_bias(config, moe))
+
+
+def value_embedding(config: ModelConfig, layer: int) -> int:
+    """Count the embedding that one layer adds to its values."""
+    return config.vocab_size * config.kv_heads * config.head if config.has_value_embedding(layer) else 0
 
 
 def _norm(config: ModelConfig, width: int) -> int:
-    return width * (2 if config.norm == "layer" else 1)
+    if config.norm_weight == "none":
+        return 0
+    return width * (2 if config.norm == "layer" and config.norm_bias else 1)
+
+
+def _smear_gate(config: ModelConfig) -> int:
+    return min(SMEAR_CHANNELS, config.width) if config.smear else 0
+
+
+def _small_around(config: ModelConfig) -> int:
+    """Count norms, biases and factors outside the layers."""
+    norms = _norm(config, config.width) * (2 if config.embedding_norm else 1)
+    factors = 2 * config.num_layers * config.residual_scalars + config.smear + config.backout
+    return norms + config.head_bias * config.vocab_size + factors
 
 
 def _small_in_layer(config: ModelConfig, layer: int) -> int:
-    """Count norms, biases and selection biases of one layer."""
-    norms = _norm(config, config.width) * (4 if config.norm_place == "both" else 2)
+    """Count norms, biases, sinks and selection biases of one layer."""
+    norms = _norm(config, config.width) * (4 if config.norm_place == "both" else 1 if config.parallel else 2)
     return norms + _small_in_attention(config) + _small_in_mlp(config, layer)
 
 
 def _small_in_attention(config: ModelConfig) -> int:
     if config.mla is not None:
-        return _norm(config, config.mla.query_rank) + _norm(config, config.mla.kv_rank)
+        return _norm(config, config.mla.query_rank or 0) + _norm(config, config.mla.kv_rank)
     heads, groups, head = config.num_heads, config.kv_heads, config.head
     together = config.qk_norm_span == "all"
     qk_norm = _norm(config, head) * (heads + groups if together else 2) if config.qk_norm else 0
-    return qk_norm + config.qkv_bias * (heads + 2 * groups) * head + config.o_bias * config.width
+    return qk_norm + config.qkv_bias * (heads + 2 * groups) * head + config.o_bias * config.width + config.sinks * heads
 
 
 def _small_in_mlp(config: ModelConfig, layer: int) -> int:
-    moe, hidden, selection = config.moe, config.ffn_width, 0
+    moe, hidden, routed = config.moe, config.ffn_width, 0
     if moe is not None and config.is_moe(layer):
         hidden = moe.num_shared * moe.expert_width
-        selection = moe.num_experts if moe.bias_rate else 0
+        routed = moe.num_experts * ((moe.bias_rate > 0) + moe.router_bias) + moe.num_active * expert_bias(config, moe)
     biases = hidden * (2 if config.gated else 1) + config.width if config.mlp_bias and hidden else 0
-    return selection + biases
+    return routed + biases
+
+
+def _predictor(config: ModelConfig) -> int:
+    """Count one module that predicts further ahead: three norms, the matrix that joins stream and embedding, and one more last layer."""
+    layer = config.num_layers - 1
+    block = layer_matmul(config, layer) + _small_in_layer(config, layer) + idle_experts(config, layer) + value_embedding(config, layer)
+    return 3 * _norm(config, config.width) + 2 * config.width**2 + block
 
 
 def flops_per_token(config: ModelConfig, sequence: int, causal: bool = True) -> float:
@@ -117,34 +160,51 @@ def flops_per_token(config: ModelConfig, sequence: int, causal: bool = True) -> 
     average half the sequence, or less with windows: 6 * L * H * K * sequence for plain causal attention. Nothing for recomputation,
     norms, softmax or the optimizer. This is the convention of Megatron-Bridge's performance tables and of DeepSeek-V3's "causal" MFU
     (arXiv:2505.09343). `causal=False` counts the full square of scores, windows ignored, as the 12 * L * H * K * sequence of
-    arXiv:2204.02311 does.
+    arXiv:2204.02311 does. Modules of `num_predict` are included, each with the output matrix and over the tokens that it predicts for.
     """
-    seen = sum(keys_seen(config, layer, sequence) if causal else sequence for layer in range(config.num_layers))
-    value_width = config.mla.value_width if config.mla else config.head
-    return 6 * count_parameters(config).active_matmul + 6 * seen * config.num_heads * (config.head + value_width)
+    layers = range(config.num_layers)
+    flops = 6 * count_parameters(config).active_matmul + sum(_attention_flops(config, layer, sequence, causal) for layer in layers)
+    return flops + sum(_predictor_flops(config, sequence, sequence - ahead, causal) for ahead in range(1, config.num_predict + 1))
+
+
+def _attention_flops(config: ModelConfig, layer: int, sequence: int, causal: bool) -> float:
+    seen = keys_seen(config, layer, sequence) if causal else sequence
+    return 6 * seen * config.num_heads * (config.head + (config.mla.value_width if config.mla else config.head))
+
+
+def _predictor_flops(config: ModelConfig, sequence: int, predicted: int, causal: bool) -> float:
+    """Return what one predictor adds per token of `sequence`; it runs on the first `predicted` of them."""
+    layer = config.num_layers - 1
+    matmul = layer_matmul(config, layer) + 2 * config.width**2 + config.vocab_size * config.width
+    gate = _smear_gate(config)  # of the embedding that it joins
+    return max(predicted, 0) / sequence * (6 * (matmul + gate) + _attention_flops(config, layer, max(predicted, 1), causal))
 
 
 def keys_seen(config: ModelConfig, layer: int, sequence: int) -> float:
     """Return the mean number of keys that a token of `sequence` attends to in `layer`, a token's own position counted as half."""
-    if config.window is None or config.is_global(layer) or config.window >= sequence:
-        return sequence / 2
-    return config.window - config.window**2 / (2 * sequence)
+    window = sequence if config.is_global(layer) else min(config.window or sequence, sequence)
+    return window - (window**2 - window + sequence) / (2 * sequence)
 
 
 def weight_bytes(config: ModelConfig, precision: str) -> float:
-    """Return the bytes of all weights in one of WEIGHT_BYTES' precisions."""
+    """Return the bytes of the main model's weights in one of WEIGHT_BYTES' precisions."""
     return count_parameters(config).total * WEIGHT_BYTES[precision]
 
 
 def training_state_bytes(config: ModelConfig) -> int:
-    """Return the bytes of weights, gradients and Adam's state in mixed precision, all ranks together and nothing held twice."""
-    return count_parameters(config).total * sum(TRAINING_STATE_BYTES.values())
+    """Return the bytes of weights, gradients and Adam's state in mixed precision, all ranks together and nothing held twice.
+
+    Modules of `num_predict` are included.
+    """
+    counted = count_parameters(config)
+    return (counted.total + counted.predictors) * sum(TRAINING_STATE_BYTES.values())
 
 
 def cache_bytes_per_token(config: ModelConfig, precision: str = "bf16") -> float:
     """Return the bytes that one more token adds to the key-value cache before any window is full.
 
-    Latent attention is counted by its latent and its rotary key (arXiv:2405.04434, section 2.1.3), as serving engines keep it.
+    Latent attention is counted by its latent and its rotary key (arXiv:2405.04434, section 2.1.3), as serving engines keep it. The
+    number of each token, which `smear` looks up, is not counted.
     """
     return config.num_layers * _cache_width(config) * WEIGHT_BYTES[precision]
 

@@ -41,12 +41,15 @@ def show_plan(plan: Plan) -> str:
 
 def _parameters(plan: Plan) -> list[Row]:
     counted = plan.parameters
-    return [
+    rows = [
         ("total", f"{counted.total:,}", _count(counted.total)),
         ("active", f"{counted.active:,}", f"{_count(counted.active)} per token"),
         ("active, no input embedding", f"{counted.active_without_input_embedding:,}", _count(counted.active_without_input_embedding)),
         ("embeddings", f"{counted.embedding:,}", f"{counted.embedding / counted.total:.1%} of the total"),
     ]
+    if counted.predictors:
+        rows.append(("predictors", f"{counted.predictors:,}", f"{_count(counted.predictors)} besides the total, for training only"))
+    return rows
 
 
 def _compute(plan: Plan) -> list[Row]:
