@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from openmai.base.artifact import Artifact, create
 from openmai.base.errors import OpenmaiError
-from openmai.base.files import write_json
+from openmai.base.files import read_json, write_json
 from openmai.base.progress import say
 from openmai.export.config import HFConfig
 from openmai.model.checkpoint import KIND as CHECKPOINT
@@ -33,18 +34,23 @@ def hf(config: HFConfig) -> Artifact:
         weights = Folder(checkpoint.path)
         dtype = str(weights.dtype("embedding.weight")).removeprefix("torch.")
         settings = {**family.write(model), "dtype": dtype, "torch_dtype": dtype}
-        tokenizer = checkpoint.path / "tokenizer"
-        if not copy_tokenizer(tokenizer, work.path) or (tokenizer / "generation_config.json").is_file():
-            write_json(work.path / "config.json", settings)  # not made by us, or not there: how it ends a text stands beside it
-        else:
-            ours = load_tokenizer(checkpoint.path, model)
-            write_json(work.path / "config.json", settings | {"bos_token_id": None, "eos_token_id": ours.end_of_turn, "pad_token_id": None})
-            stops = [ours.end_of_turn, ours.end_of_text]
-            generation = {"eos_token_id": stops, "pad_token_id": ours.end_of_text, "do_sample": False}
-            write_json(work.path / "generation_config.json", generation)
+        copy_tokenizer(checkpoint.path / "tokenizer", work.path)
+        generation = work.path / "generation_config.json"
+        if not generation.exists():
+            write_json(generation, how_to_stop(load_tokenizer(checkpoint.path, model)))
+        ids = read_json(generation)
+        ends = ids.get("eos_token_id")
+        settings |= {name: ids.get(name) for name in ("bos_token_id", "pad_token_id")}
+        write_json(work.path / "config.json", settings | {"eos_token_id": ends[0] if isinstance(ends, list) else ends})
         total = export_weights(weights, family, model, work.path)
         say(f"{config.out}: {family.hf_class}, {total / 1e6:,.1f} MB of weights in {dtype}")
         return work.finish({"class": family.hf_class, "dtype": dtype, "weight_bytes": total})
+
+
+def how_to_stop(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return generation_config.json for a tokenizer of ours: both ends of a text, and no sampling."""
+    stops = [tokenizer.end_of_turn, tokenizer.end_of_text]
+    return {"bos_token_id": None, "eos_token_id": stops, "pad_token_id": tokenizer.end_of_text, "do_sample": False}
 
 
 def load_tokenizer(checkpoint: Path, model: ModelConfig) -> Tokenizer:

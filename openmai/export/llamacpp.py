@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import gguf as ggml
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 
@@ -16,12 +18,15 @@ from openmai.base.artifact import Artifact, create
 from openmai.base.errors import OpenmaiError
 from openmai.base.progress import Progress, say
 from openmai.export.config import GGUFConfig
-from openmai.export.family import Family, choose, refuse_for_llamacpp
 from openmai.export.hf import load_tokenizer
-from openmai.export.weights import Planned, Weights, interleave, rotary_rows, split_name, translate
 from openmai.model.checkpoint import KIND as CHECKPOINT
 from openmai.model.checkpoint import load_config
 from openmai.model.config import MLAConfig, ModelConfig
+from openmai.model.hf.convert import our_shapes
+from openmai.model.hf.family import choose
+from openmai.model.hf.files import Folder
+from openmai.model.hf.names import interleave, rotary_rows, split_name, translate
+from openmai.model.hf.settings import canonical
 from openmai.tokenizer.splits import SPLITS, name_of
 from openmai.tokenizer.tokenizer import Tokenizer
 
@@ -66,6 +71,27 @@ LATENT = BLOCK | {
 BLOCKS = {"deepseek2": LATENT, "glm4moe": BLOCK | {"mlp_norm": "post_attention_norm"}}
 PAIRED = ("llama", "deepseek2")  # architectures whose rotary pairs are neighbours; the others rotate halves as openmai does
 
+# What this exporter can say of a model to each architecture of llama.cpp, by paths of ModelConfig; "moe." stands for all below.
+SIZES = "vocab_size num_layers width num_heads num_kv_heads ffn_width norm_eps rope_theta context tied_embeddings attention_scale head_width"
+MIXTURE = "moe moe.num_experts moe.num_active moe.expert_width"
+KNOWS = {
+    "llama": f"{SIZES} qkv_bias o_bias mlp_bias {MIXTURE}",
+    "qwen2": f"{SIZES} qkv_bias",
+    "qwen3": f"{SIZES} qk_norm qk_norm_span qk_norm_place",
+    "qwen3moe": f"{SIZES} qk_norm qk_norm_span qk_norm_place {MIXTURE}",
+    "glm4moe": f"{SIZES} qk_norm qk_norm_span qk_norm_place qkv_bias moe moe.",
+    "deepseek2": f"{SIZES} mla mla. moe moe.",
+}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor of the exported file that is read only when its turn comes."""
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
 
 def gguf(config: GGUFConfig) -> Artifact:
     """Write `model-<quantize>.gguf` with weights, tokenizer and chat template of a checkpoint."""
@@ -74,23 +100,48 @@ def gguf(config: GGUFConfig) -> Artifact:
         if work.finished:
             return work.finished
         model = load_config(checkpoint.path)
-        family = choose(model)
-        refuse_for_llamacpp(model, family)
+        architecture = choose_architecture(model)
         tokenizer = load_tokenizer(checkpoint.path, model)
         file = work.path / f"model-{config.quantize}.gguf"
-        writer = ggml.GGUFWriter(file, family.gguf)
-        describe(writer, model, family)
+        writer = ggml.GGUFWriter(file, architecture)
+        describe(writer, model)
         writer.add_file_type(FILE_TYPES[config.quantize])
         writer.add_quantization_version(ggml.GGML_QUANT_VERSION)
         describe_tokenizer(writer, checkpoint.path / "tokenizer", tokenizer, model.vocab_size)
-        weights = Weights(checkpoint.path / "model.safetensors", model)
-        write_weights(writer, list(plan(weights, model, family)), config.quantize)
+        write_weights(writer, list(plan(Folder(checkpoint.path), model, architecture)), config.quantize)
         size = file.stat().st_size
-        say(f"{file}: {family.gguf}, {size / 1e6:,.1f} MB")
-        return work.finish({"architecture": family.gguf, "bytes": size})
+        say(f"{file}: {architecture}, {size / 1e6:,.1f} MB")
+        return work.finish({"architecture": architecture, "bytes": size})
 
 
-def describe(writer: ggml.GGUFWriter, model: ModelConfig, family: Family) -> None:
+def choose_architecture(model: ModelConfig) -> str:
+    """Return llama.cpp's architecture that computes what `model` says; raise OpenmaiError naming what it lacks."""
+    family = choose(model)
+    advice = "use `openmai export hf`"
+    if family.gguf is None:
+        raise OpenmaiError(f"model.json: GGUF files of {family.hf_class} are not written here; {advice} and llama.cpp's own converter")
+    mine, known = canonical(model), set(KNOWS[family.gguf].split())
+    usual = canonical(_plainest(model))
+    lacking = [path for path in mine if mine[path] != usual.get(path) and not {path, path.partition(".")[0] + "."} & known]
+    if model.moe and model.moe.score == "sigmoid":
+        lacking += [path for path in ("moe.every", "moe.num_groups") if mine[path] != 1]
+    if family.gguf == "qwen2" and model.num_heads * model.head != model.width:
+        lacking.append("head_width")
+    if model.mla and model.num_layers in (26, 27):  # llama.cpp takes these for DeepSeek-V2-Lite
+        lacking.append("num_layers")
+    if lacking:
+        named = ", ".join(f"{path}={str(mine[path]).lower()}" for path in sorted(set(lacking)))
+        raise OpenmaiError(f"model.json: llama.cpp's architecture {family.gguf} lacks {named}, or this export of it; {advice}")
+    return family.gguf
+
+
+def _plainest(model: ModelConfig) -> ModelConfig:
+    """Return a model with nothing but what it must say, as a mixture if `model` is one."""
+    experts = {"num_experts": model.moe.num_experts, "num_active": model.moe.num_active, "expert_width": 1} if model.moe else None
+    return ModelConfig(vocab_size=1, num_layers=model.num_layers, width=2, num_heads=1, ffn_width=1, moe=experts)  # type: ignore[arg-type]
+
+
+def describe(writer: ggml.GGUFWriter, model: ModelConfig) -> None:
     """Add the architecture's keys."""
     writer.add_type("model")
     writer.add_name("openmai")
@@ -98,7 +149,8 @@ def describe(writer: ggml.GGUFWriter, model: ModelConfig, family: Family) -> Non
     writer.add_block_count(model.num_layers)
     writer.add_context_length(model.context)
     writer.add_embedding_length(model.width)
-    writer.add_feed_forward_length(model.moe.expert_width if model.moe and family.model_type == "mixtral" else model.ffn_width)
+    dense = not (model.moe and all(map(model.is_moe, range(model.num_layers))))
+    writer.add_feed_forward_length(model.ffn_width if dense or model.moe is None else model.moe.expert_width)
     writer.add_head_count(model.num_heads)
     writer.add_layer_norm_rms_eps(model.norm_eps)
     writer.add_rope_freq_base(model.rope_theta)
@@ -174,17 +226,20 @@ def plain_template(template: str) -> str:
     return template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
 
 
-def gguf_name(family: Family, name: str) -> str:
+def gguf_name(architecture: str, name: str) -> str:
     """Return llama.cpp's name of openmai's tensor `name`."""
     block, rest = split_name(name)
     if block is None:
         return translate(OUTSIDE, rest)
-    return f"blk.{block}.{translate(BLOCKS.get(family.gguf, BLOCK), rest)}"
+    return f"blk.{block}.{translate(BLOCKS.get(architecture, BLOCK), rest)}"
 
 
-def plan(weights: Weights, model: ModelConfig, family: Family) -> Iterator[Planned]:
-    """List the tensors of the file in a fixed order, without reading them; experts stay stacked."""
-    for name in weights.names:
+def plan(weights: Folder, model: ModelConfig, architecture: str) -> Iterator[Planned]:
+    """List the tensors of the file in a fixed order, without reading them; experts stay stacked, and sigmoid routers have a bias."""
+    shapes = our_shapes(model)
+    if model.moe and model.moe.score == "sigmoid":
+        shapes |= {name.replace("weight_ED", "bias_E"): (model.moe.num_experts,) for name in shapes if name.endswith("router.weight_ED")}
+    for name in sorted(shapes):
         block, rest = split_name(name)
         if model.mla and rest == "attention.kv_up.weight":
             mla = model.mla
@@ -192,15 +247,16 @@ def plan(weights: Weights, model: ModelConfig, family: Family) -> Iterator[Plann
                 read = partial(_read_latent, weights, model, name, part)
                 yield Planned(f"blk.{block}.attn_{part}_b.weight", (model.num_heads, rows, columns), read)
         else:
-            yield Planned(gguf_name(family, name), weights.shape(name), partial(_read, weights, model, family, name))
+            read = partial(_read, weights, model, architecture, name, shapes[name])
+            yield Planned(gguf_name(architecture, name), shapes[name], read)
 
 
-def _read(weights: Weights, model: ModelConfig, family: Family, name: str) -> Tensor:
-    value, rotary = weights.read(name), rotary_rows(model, split_name(name)[1])
-    return interleave(value, *rotary) if family.gguf in PAIRED and rotary else value
+def _read(weights: Folder, model: ModelConfig, architecture: str, name: str, shape: tuple[int, ...]) -> Tensor:
+    value, rotary = weights.read(name) if name in weights.where else torch.zeros(shape), rotary_rows(model, split_name(name)[1])
+    return interleave(value, *rotary) if architecture in PAIRED and rotary else value
 
 
-def _read_latent(weights: Weights, model: ModelConfig, name: str, part: str) -> Tensor:
+def _read_latent(weights: Folder, model: ModelConfig, name: str, part: str) -> Tensor:
     """Split the matrix from latent to keys and values; keys are transposed, as they are absorbed into the queries."""
     assert model.mla is not None
     both = weights.read(name).unflatten(0, (model.num_heads, -1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,6 +42,7 @@ def import_hf(config: ImportConfig) -> Artifact:
         total = import_weights(folder, family, model, work.path / "model.safetensors", dtype)
         write_json(work.path / "model.json", model.model_dump(mode="json"))
         kept = copy_tokenizer(config.folder, work.path / "tokenizer")
+        _keep_token_ids(settings, work.path / "tokenizer" / "generation_config.json")
         if not kept:
             say(f"{config.folder}: no tokenizer.json; the checkpoint can be trained and exported, but not talked to")
         if has_predictors(folder, family, model):
@@ -48,6 +50,12 @@ def import_hf(config: ImportConfig) -> Artifact:
         parameters = count_parameters(model).total
         say(f"{config.out}: {family.hf_class}, {parameters:,} parameters, {total / 1e6:,.1f} MB")
         return work.finish({"class": family.hf_class, "parameters": parameters, "weight_bytes": total})
+
+
+def _keep_token_ids(settings: dict[str, Any], file: Path) -> None:
+    """Note in generation_config.json which tokens begin, end and fill texts, where only config.json says so."""
+    noted = read_json(file) if file.exists() else {}
+    write_json(file, {name: settings.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")} | noted)
 
 
 def copy_tokenizer(source: Path, out: Path) -> bool:

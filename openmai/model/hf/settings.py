@@ -118,8 +118,8 @@ def differences(settings: Settings, model: ModelConfig) -> list[str]:
     """Name what of `model` is lost on the way to this class and back: "field=value", with what the class has."""
     try:
         back = canonical(read_settings(settings, write_settings(settings, model), "model.json"))
-    except (OpenmaiError, ArithmeticError) as error:
-        return [str(error)]
+    except OpenmaiError as error:
+        return [str(error), *["" for _ in range(100)]]  # what cannot even be written is the farthest away
     mine = canonical(model)
     lost = [path for path in mine.keys() | back.keys() if mine.get(path) != back.get(path)]
     outer = {path for path in lost if path.partition(".")[0] == path}
