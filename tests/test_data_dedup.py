@@ -21,7 +21,7 @@ from openmai.base.errors import OpenmaiError
 from openmai.data.dedup import cluster, spill
 from openmai.data.dedup.config import Dedup
 from openmai.data.dedup.exact import Dropped, exact
-from openmai.data.dedup.fingerprint import Lists, drop, fingerprint, fixed_keys, jaccard, list_keys, schema, shingles
+from openmai.data.dedup.fingerprint import Lists, drop, fingerprint, fixed_keys, jaccard, list_keys, schema, shingle_sets, shingles
 from openmai.data.dedup.near import near, preferences
 from openmai.data.dedup.repeated import repeated
 from openmai.data.dedup.spill import Spill
@@ -76,8 +76,10 @@ def texts_of(texts: list[str]):  # type: ignore[no-untyped-def]
 
 def test_shingles_and_similarity_are_those_of_sets_of_words() -> None:
     texts = [*make_texts(3, random.Random(3)), "Äpfel und _x1 ΣΊΓΜΑΣ; naïve… 3.14", "äpfel UND _X1 σίγμας naïve 3 14", "one two", "", "—!"]
-    for a in texts:
+    together = shingle_sets(texts, 5)
+    for number, a in enumerate(texts):
         assert len(shingles(a, 5)) == len(grams(a))
+        assert (together.values[slice(*together.offsets[number : number + 2])] == shingles(a, 5)).all()
         for b in texts:
             assert jaccard(shingles(a, 5), shingles(b, 5)) == true_jaccard(a, b)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate, pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -102,26 +103,27 @@ def list_keys(column: pa.Array) -> Lists:
 
 def fingerprint(texts: list[str], config: Dedup) -> Fingerprints:
     """Compute the keys of some documents."""
-    count = len(texts)
-    exact, bands = np.zeros((count, 2), np.uint64), np.zeros((count, config.bands), np.uint64)
-    lengths, paragraphs, lines = np.zeros(count, np.int64), [], []
+    exact, bands = np.zeros((len(texts), 2), np.uint64), np.zeros((len(texts), config.bands), np.uint64)
     permutations = _permutations(config.bands * config.rows if config.near else 0)
     paragraph_chars = config.paragraph_chars if config.paragraph_copies else -1
     line_chars = config.line_chars if config.line_copies else -1
-    for number, text in enumerate(texts):
-        lengths[number], its_paragraphs, its_lines = _fingerprint(
-            _codes(text), _folds(), config.ngram, *permutations, paragraph_chars, line_chars, exact[number], bands[number]
-        )
-        paragraphs.append(its_paragraphs)
-        lines.append(its_lines)
-    return Fingerprints(exact, bands, lengths, _lists(paragraphs), _lists(lines))
+    words, paragraphs, lines = _fingerprints(
+        *_joined(texts), _folds(), config.ngram, *permutations, paragraph_chars, line_chars, exact, bands
+    )
+    return Fingerprints(exact, bands, words, Lists(*paragraphs), Lists(*lines))
 
 
 def shingles(text: str, ngram: int) -> Keys:
     """Return the sorted distinct hashes of a text's word n-grams; a shorter text is one shingle, one without words none."""
-    hashes = _hashes(_codes(text), _folds(), ngram)
-    hashes.sort()
-    return hashes[: _squeeze(hashes)]
+    return shingle_sets([text], ngram).values
+
+
+def shingle_sets(texts: list[str], ngram: int) -> Lists:
+    """Return the shingles of several texts, computed without the interpreter's lock."""
+    hashes, offsets = _all_hashes(*_joined(texts), _folds(), ngram)
+    for start, end in pairwise(offsets.tolist()):
+        hashes[start:end].sort()
+    return Lists(*_squeeze(hashes, offsets))
 
 
 def drop(text: str, paragraphs: NDArray[np.int64], lines: NDArray[np.int64]) -> str:
@@ -159,6 +161,11 @@ def _codes(text: str) -> NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
+def _joined(texts: list[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Return the characters of all texts, and where each text begins and ends."""
+    return _codes("".join(texts)), np.fromiter(accumulate(map(len, texts), initial=0), np.int64, len(texts) + 1)
+
+
 @cache
 def _folds() -> NDArray[np.uint32]:
     """Return for each character below _KNOWN 0 if it stands between words, else itself in lower case; the last entry is for all others."""
@@ -179,11 +186,6 @@ def _permutations(count: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     return multipliers | np.uint32(1), offsets
 
 
-def _lists(keys: list[Keys]) -> Lists:
-    offsets = np.cumsum([0, *map(len, keys)], dtype=np.int64)
-    return Lists(np.concatenate(keys) if keys else np.zeros(0, np.uint64), offsets)
-
-
 @njit(cache=True)
 def _words(codes, folds):  # type: ignore[no-untyped-def]
     """Return the hashes of the words, and for each line its end and how many words there are up to it."""
@@ -191,18 +193,18 @@ def _words(codes, folds):  # type: ignore[no-untyped-def]
     for code in codes:
         lines += code == _NEWLINE
     words, ends, until = np.empty(len(codes) + 1, np.uint64), np.empty(lines, np.int64), np.empty(lines, np.int64)
-    count, line, word, inside = 0, 0, _SEED, _ZERO
+    count, line, word, inside = _ZERO, 0, _SEED, _ZERO
     for position in range(len(codes)):
         code = codes[position]
         fold = folds[code] if code < _KNOWN else _ALONE | code
         words[count] = word  # stays if the word ends here; no branch, for where words end cannot be predicted
         if fold >= _ALONE:
-            count += np.int64(inside)
+            count += inside
             words[count] = (_SEED ^ np.uint64(fold)) * _FACTOR
-            count, word, inside = count + 1, _SEED, _ZERO
+            count, word, inside = count + _ONE, _SEED, _ZERO
             continue
         goes_on = np.uint64(fold > 0)
-        count += np.int64(inside & ~goes_on)
+        count += inside & ~goes_on
         mask = _ZERO - goes_on
         word = ((word ^ np.uint64(fold)) * _FACTOR & mask) | (_SEED & ~mask)
         inside = goes_on
@@ -210,7 +212,7 @@ def _words(codes, folds):  # type: ignore[no-untyped-def]
             ends[line], until[line] = position, count
             line += 1
     words[count] = word
-    count += np.int64(inside)
+    count += inside
     ends[line], until[line] = len(codes), count
     for number in range(count):
         words[number] = _mix(words[number])
@@ -239,22 +241,41 @@ def _layout(codes, ends):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _fingerprint(codes, folds, ngram, multipliers, offsets, paragraph_chars, line_chars, exact, bands):  # type: ignore[no-untyped-def]
-    """Write the exact and band keys; return the number of words, the keys of the paragraphs and those of the lines."""
-    words, ends, until = _words(codes, folds)
-    belongs, prose = _layout(codes, ends)
-    if len(words):
-        exact[0], exact[1] = _exact(words)
-        if len(multipliers):
-            _bands(_shingles(words, ngram), multipliers, offsets, bands)
-    paragraphs = _paragraphs(words, until, ends, belongs, paragraph_chars)
-    return len(words), paragraphs, _lines(words, until, ends, prose, line_chars)
+def _fingerprints(codes, starts, folds, ngram, multipliers, offsets, paragraph_chars, line_chars, exact, bands):  # type: ignore[no-untyped-def]
+    """Write the exact and band keys; return the numbers of words, the keys of the paragraphs and those of the lines as in `Lists`."""
+    lengths, most = np.zeros(len(exact), np.int64), len(exact)
+    for code in codes:
+        most += code == _NEWLINE
+    paragraphs, paragraph_starts = np.empty(most, np.uint64), np.zeros_like(starts)
+    lines, line_starts = np.empty(most, np.uint64), np.zeros_like(starts)
+    for text in range(len(exact)):
+        own = codes[starts[text] : starts[text + 1]]
+        words, ends, until = _words(own, folds)
+        belongs, prose = _layout(own, ends)
+        lengths[text] = len(words)
+        if len(words):
+            exact[text] = _exact(words)
+            if len(multipliers):
+                _bands(_shingles(words, ngram), multipliers, offsets, bands[text])
+        _append(paragraphs, paragraph_starts, text, _paragraphs(words, until, ends, belongs, paragraph_chars))
+        _append(lines, line_starts, text, _lines(words, until, ends, prose, line_chars))
+    return lengths, (paragraphs[: paragraph_starts[-1]], paragraph_starts), (lines[: line_starts[-1]], line_starts)
 
 
 @njit(cache=True, nogil=True)
-def _hashes(codes, folds, ngram):  # type: ignore[no-untyped-def]
-    """Return the hashes of the word n-grams of a text."""
-    return _shingles(_words(codes, folds)[0], ngram)
+def _all_hashes(codes, starts, folds, ngram):  # type: ignore[no-untyped-def]
+    """Return the hashes of the word n-grams of texts, as in `Lists`."""
+    hashes, offsets = np.empty(len(codes), np.uint64), np.zeros_like(starts)
+    for text in range(len(starts) - 1):
+        _append(hashes, offsets, text, _shingles(_words(codes[starts[text] : starts[text + 1]], folds)[0], ngram))
+    return hashes[: offsets[-1]], offsets
+
+
+@njit(cache=True)
+def _append(values, offsets, number, found):  # type: ignore[no-untyped-def]
+    """Write the list of this number behind those before it."""
+    offsets[number + 1] = offsets[number] + len(found)
+    values[offsets[number] : offsets[number + 1]] = found
 
 
 @njit(cache=True)
@@ -340,14 +361,16 @@ def _bands(hashes, multipliers, offsets, keys):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _squeeze(hashes):  # type: ignore[no-untyped-def]
-    """Move the distinct ones of sorted values to the front; return how many there are."""
-    count = 0
-    for position in range(len(hashes)):
-        value = hashes[position]
-        hashes[count] = value
-        count += position + 1 == len(hashes) or value != hashes[position + 1]
-    return count
+def _squeeze(hashes, offsets):  # type: ignore[no-untyped-def]
+    """Move the distinct ones of each text's sorted hashes to the front; return them as in `Lists`."""
+    starts, count = np.zeros_like(offsets), 0
+    for text in range(len(offsets) - 1):
+        for position in range(offsets[text], offsets[text + 1]):
+            value = hashes[position]
+            hashes[count] = value
+            count += position + 1 == offsets[text + 1] or value != hashes[position + 1]
+        starts[text + 1] = count
+    return hashes[:count], starts
 
 
 @njit(cache=True)

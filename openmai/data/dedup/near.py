@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -22,14 +23,15 @@ from numpy.typing import NDArray
 
 from openmai.data.dedup.config import Dedup
 from openmai.data.dedup.exact import Dropped, in_order
-from openmai.data.dedup.fingerprint import Keys, jaccard, shingles
+from openmai.data.dedup.fingerprint import Keys, Lists, jaccard, mix, shingle_sets
 from openmai.data.dedup.spill import Spill, numbered, run_starts
 
 Rows = NDArray[np.int64]
 # Of one bucket, documents are compared with so many that stay: bounds the time where a template's filling differs.
 _RIVALS = 64
 _CHUNK = 1 << 16
-_THREADS, _BATCH = 4, 512  # more threads would wait for the interpreter's lock
+_CACHED = 64  # sets of shingles
+_THREADS, _BATCH = 4, 64  # more threads would wait for the interpreter's lock
 
 
 def near(
@@ -110,17 +112,22 @@ class ShingleSets:
         self.path, self.ends = path, np.zeros(len(is_candidate) + 1, np.int64)
         rows = np.flatnonzero(is_candidate)
         with path.open("wb", buffering=1 << 20) as file:
-            for row, found in zip(rows, _all_shingles(texts(rows), ngram), strict=True):
-                self.ends[row + 1] = found.nbytes
-                file.write(found.data)
+            done = 0
+            for found in _all_shingles(texts(rows), ngram):
+                self.ends[rows[done : done + len(found)] + 1] = 8 * np.diff(found.offsets)
+                file.write(found.values.data)
+                done += len(found)
         np.cumsum(self.ends, out=self.ends)
 
     def __enter__(self) -> ShingleSets:
-        self.file = self.path.open("rb")
+        self.file, self.read = self.path.open("rb"), lru_cache(_CACHED)(self._read)
         return self
 
     def __call__(self, row: int) -> Keys:
-        start, end = self.ends[row : row + 2].tolist()
+        return self.read(row)
+
+    def _read(self, row: int) -> Keys:
+        start, end = self.ends.item(row), self.ends.item(row + 1)
         return np.frombuffer(os.pread(self.file.fileno(), end - start, start), np.uint64)
 
     def __exit__(self, *error: object) -> None:
@@ -128,13 +135,17 @@ class ShingleSets:
         self.path.unlink()
 
 
-def _all_shingles(texts: Iterator[str], ngram: int) -> Iterator[Keys]:
-    """Yield the shingles of some texts at a time, computed in threads, in order."""
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+def _all_shingles(texts: Iterator[str], ngram: int) -> Iterator[Lists]:
+    """Yield the shingles of some texts at a time, in order; threads compute them while the next texts are read."""
+    threads = min(_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[Lists]] = deque()
         while batch := list(islice(texts, _BATCH)):
-            pieces = [batch[start : start + _BATCH // 8] for start in range(0, len(batch), _BATCH // 8)]
-            for found in pool.map(lambda piece: [shingles(text, ngram) for text in piece], pieces):
-                yield from found
+            ahead.append(pool.submit(shingle_sets, batch, ngram))
+            if len(ahead) > 2 * threads:
+                yield ahead.popleft().result()
+        for future in ahead:
+            yield future.result()
 
 
 def _components(
@@ -172,9 +183,18 @@ def _chunks(path: Path) -> Iterator[Keys]:
 def _choose_each(
     part: Keys, preference: NDArray[np.floating], sets: ShingleSets, least: float, earlier: int
 ) -> Iterator[tuple[int, int, float]]:
-    starts = run_starts(part[:, 0]).tolist()
-    for start, end in pairwise(starts):
+    part = _distinct(part)
+    for start, end in pairwise(run_starts(part[:, 0]).tolist()):
         yield from choose(part[start:end, 1], part[start:end, 2], preference, sets, least, earlier)
+
+
+def _distinct(part: Keys) -> Keys:
+    """Return the rows (component, key, row) without the buckets that hold the same documents as another one, which change nothing."""
+    starts = run_starts(part[:, 1])
+    _, first = np.unique(np.add.reduceat(mix(part[:, 2]), starts[:-1]), return_index=True)
+    is_first = np.zeros(len(starts) - 1, np.bool_)
+    is_first[first] = True
+    return part[np.repeat(is_first, np.diff(starts))]
 
 
 @njit(cache=True)

@@ -59,12 +59,12 @@ class Spill:
             self.open[number] = (self.folder / str(number)).open("wb", buffering=1 << 16)
         return self.open[number]
 
-    def _files_of(self, values: Keys) -> NDArray[np.int64]:
+    def _files_of(self, values: Keys) -> NDArray[np.uint8]:
         if self.bits == 0:
-            return np.zeros(len(values), np.int64)
+            return np.zeros(len(values), np.uint8)
         if self.below is None:
-            return (mix(values) >> np.uint64(64 - self.bits)).astype(np.int64)
-        return values.astype(np.int64) // -(-self.below >> self.bits)
+            return (mix(values) >> np.uint64(64 - self.bits)).astype(np.uint8)
+        return (values.astype(np.int64) // -(-self.below >> self.bits)).astype(np.uint8)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for file in self.open.values():
