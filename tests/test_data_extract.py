@@ -12,10 +12,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from openmai.data.extract import depth as depth_module
 from openmai.data.extract import features as features_module
 from openmai.data.extract import model
 from openmai.data.extract import scan as scan_module
 from openmai.data.extract.clean import clean
+from openmai.data.extract.depth import is_deep
 from openmai.data.extract.encoding import decode
 from openmai.data.extract.html import ExtractError, Page, extract
 from openmai.data.extract.signals import opt_out
@@ -329,6 +331,45 @@ def test_deep_pages() -> None:
     assert len(lists) < 500_000
 
 
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *("(x<rt class=nav>", "<optgroup>", "<div><span>", "<span><div></span>", "<x-y/>", "<svg/><rt/>", "<svg></svg><div/>"),
+        *("<svg><b></svg>", "<div a='>'>", "<select><b></select>", "<button><i></button>", "<form><div></form>", "<form><select></form>"),
+        *("<p><b><p><div>", "<li><ul>", "<b><div></b>", "<svg><foreignObject><x-y/>"),
+    ],
+)
+def test_deep_pages_are_rejected_before_they_are_parsed(piece: str) -> None:
+    """The parser would take seconds: for many a tag it looks through all that is open."""
+    assert is_deep(piece * 10_000, 400)
+    with pytest.raises(ExtractError, match="deeper than 400"):
+        extract(piece * 10_000, 400)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *(
+            "<p>x",
+            "<li>x",
+            "<tr><td>x",
+            "<br><img>",
+            "<div><span>x</div>",
+            "<!-- <div> -->",
+            "<!div>",
+            "</p></x>",
+            "<script>'<div>'</script>",
+        ),
+        *("<svg><path/><path/></svg>", "<div title='<div>'>x</div>", "<ruby>x<rt>y</ruby>", "<select><option>x</select>", "<DIV>x</div>"),
+        *("<math><mi>x</mi><mo/></math>", "a < b <3 <div<div></div<div>", "<textarea><div></textarea>", "<b><div>x</b></div>"),
+        *("<table><tr><td><b>x</table>", "<svg><path><circle></svg>", "<svg><title>x</title><path/></svg>"),
+    ],
+)
+def test_long_pages_are_not_deep(piece: str) -> None:
+    assert not is_deep("<body>" + piece * 20_000, 400)
+    assert not is_deep("<svg>" + "<path/>" * 20_000, 400)
+
+
 PARTS = [
     *(
         "<p>",
@@ -426,7 +467,7 @@ def test_blocks_of_a_page() -> None:
 
 def test_compiled_code_is_made_anew_with_what_it_was_compiled_from() -> None:
     """numba looks at a function's own file only; constants and functions that it takes from others are compiled in."""
-    for module in (scan_module, features_module):
+    for module in (depth_module, scan_module, features_module):
         folder = Path(str(module.__file__)).parent
         sources = "".join((folder / name).read_text(encoding="utf-8").split("COMPILED_WITH", 1)[0] for name in module.COMPILED_FROM)
         found = hashlib.sha256(sources.encode()).hexdigest()[:16]

@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 from resiliparse.parse.html import HTMLTree
 
+from openmai.data.extract.depth import is_deep
 from openmai.data.extract.encoding import decode
 from openmai.data.extract.features import features
 from openmai.data.extract.formula import expand_formulas
@@ -73,6 +74,8 @@ def extract(html: str, max_depth: int, hint: Hint = no_hint, format: Format = "t
     `hint(tag, attributes)` knows a site: 1-6 makes the block element a heading of that level, 0 leaves it out, None says nothing; with a
     hint, all but links and navigation is kept. Raises ExtractError for elements nested deeper than `max_depth`.
     """
+    if is_deep(html, max_depth):
+        raise ExtractError("extract.depth", f"elements nested deeper than {max_depth}")
     tree = _parse(html)
     title, whole = " ".join((tree.title or "").split()), str(tree)
     facts = read_metadata(whole)
