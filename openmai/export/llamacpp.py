@@ -72,7 +72,9 @@ BLOCKS = {"deepseek2": LATENT, "glm4moe": BLOCK | {"mlp_norm": "post_attention_n
 PAIRED = ("llama", "deepseek2")  # architectures whose rotary pairs are neighbours; the others rotate halves as openmai does
 
 # What this exporter can say of a model to each architecture of llama.cpp, by paths of ModelConfig; "moe." stands for all below.
-SIZES = "vocab_size num_layers width num_heads num_kv_heads ffn_width norm_eps rope_theta context tied_embeddings attention_scale head_width"
+SIZES = (
+    "vocab_size num_layers width num_heads num_kv_heads ffn_width norm_eps rope_theta context tied_embeddings attention_scale head_width"
+)
 MIXTURE = "moe moe.num_experts moe.num_active moe.expert_width"
 KNOWS = {
     "llama": f"{SIZES} qkv_bias o_bias mlp_bias {MIXTURE}",
@@ -127,6 +129,8 @@ def choose_architecture(model: ModelConfig) -> str:
         lacking += [path for path in ("moe.every", "moe.num_groups") if mine[path] != 1]
     if family.gguf == "qwen2" and model.num_heads * model.head != model.width:
         lacking.append("head_width")
+    if model.mla and not model.mla.query_rank:
+        lacking.append("mla.query_rank")
     if model.mla and model.num_layers in (26, 27):  # llama.cpp takes these for DeepSeek-V2-Lite
         lacking.append("num_layers")
     if lacking:
@@ -138,7 +142,7 @@ def choose_architecture(model: ModelConfig) -> str:
 def _plainest(model: ModelConfig) -> ModelConfig:
     """Return a model with nothing but what it must say, as a mixture if `model` is one."""
     experts = {"num_experts": model.moe.num_experts, "num_active": model.moe.num_active, "expert_width": 1} if model.moe else None
-    return ModelConfig(vocab_size=1, num_layers=model.num_layers, width=2, num_heads=1, ffn_width=1, moe=experts)  # type: ignore[arg-type]
+    return ModelConfig(vocab_size=1, num_layers=model.num_layers, width=2, num_heads=1, ffn_width=1, moe=experts)
 
 
 def describe(writer: ggml.GGUFWriter, model: ModelConfig) -> None:
@@ -167,6 +171,7 @@ def describe(writer: ggml.GGUFWriter, model: ModelConfig) -> None:
 def _describe_latents(writer: ggml.GGUFWriter, mla: MLAConfig) -> None:
     """Describe latent attention as llama.cpp computes it: absorbed, one key-value head as wide as the latent."""
     writer.add_head_count_kv(1)
+    assert mla.query_rank is not None
     writer.add_q_lora_rank(mla.query_rank)
     writer.add_kv_lora_rank(mla.kv_rank)
     writer.add_key_length(mla.kv_rank + mla.rope_width)

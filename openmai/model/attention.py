@@ -16,8 +16,6 @@ from openmai.model.layers import make_norm, soft_cap
 from openmai.model.mask import Mask
 from openmai.model.rope import Table, rotate
 
-GATE_CHANNELS = 12  # of the stream, that decide how much of the value embedding is added (nanochat, gpt.py)
-
 
 @dataclass
 class Context:
@@ -135,15 +133,15 @@ class Attention(nn.Module):
         self.sinks_H = nn.Parameter(torch.empty(heads)) if config.sinks else None
         if config.has_value_embedding(layer):
             self.value_embedding = nn.Embedding(config.vocab_size, groups * head)
-            self.value_gate = nn.Linear(min(GATE_CHANNELS, config.width), groups, bias=False)
+            self.value_gate = nn.Linear(config.value_gate_width, groups, bias=False)
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         config = self.config
         q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
-        if config.clip_qkv:
-            q, k, v = (projected.clamp(-config.clip_qkv, config.clip_qkv) for projected in (q, k, v))
         if config.qk_norm and config.qk_norm_span == "all":
             q, k = self.q_norm(q), self.k_norm(k)
+        if config.clip_qkv:
+            q, k, v = (projected.clamp(-config.clip_qkv, config.clip_qkv) for projected in (q, k, v))
         q, k, v = (projected.unflatten(-1, (-1, config.head)) for projected in (q, k, v))
         if config.has_value_embedding(self.layer):
             v = v + self._embedded_values(x_BTD, context.ids_BT)

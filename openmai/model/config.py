@@ -16,6 +16,10 @@ from openmai.base.files import read_json
 PRESETS = Path(__file__).parent / "presets"
 
 
+# What only grouped-query attention has.
+LATENT_LACKS = ["num_kv_heads", "head_width", "qk_norm", "qkv_bias", "o_bias", "sinks", "clip_qkv", "value_embeddings", "rope_share"]
+
+
 class RopeScaling(Config):
     """Rotary positions beyond the length that a model was first trained on."""
 
@@ -230,6 +234,8 @@ class ModelConfig(Config):
     "modules that predict tokens further ahead while training (DeepSeek-V3, arXiv:2412.19437, section 2.2)"
     predict_loss: float = Field(0.3, ge=0)
     "weight of their loss"
+    hf_class: str | None = None
+    "class of transformers that an imported model had; an export takes it again where it still fits"
     source: str = ""
     "where the numbers of a preset come from"
 
@@ -259,8 +265,18 @@ class ModelConfig(Config):
             raise ValueError(f"rope_scaling.short_factor has {len(scaling.short_factor)} numbers, {self.rope_width // 2} pairs are rotated")
         if self.parallel and self.norm_place != "before":
             raise ValueError("parallel needs norm_place=before")
-        if self.value_embeddings and self.mla:
-            raise ValueError("value_embeddings has no meaning with mla: latent attention has no values of its own")
+        ignored = [
+            *(name for name in LATENT_LACKS if self.mla and getattr(self, name) != type(self).model_fields[name].default),
+            *(name for name in ("glu_limit", "glu_offset") if not self.gated and getattr(self, name)),
+            *(["norm_weight=offset"] if self.norm == "layer" and self.norm_weight == "offset" else []),
+            *(["qk_norm_place=after"] if self.qk_norm_span == "all" and self.qk_norm_place == "after" else []),
+            *(["rope_scaling"] if self.rope_scaling and self.positions != "rope" else []),
+            *(["global_layers"] if any(layer >= self.num_layers for layer in self.global_layers or ()) else []),
+        ]
+        if ignored:
+            raise ValueError(
+                f"{', '.join(ignored)} would have no effect beside the other settings (mla, gated, norm, positions, num_layers)"
+            )
         return self
 
     @property
@@ -278,6 +294,16 @@ class ModelConfig(Config):
     def rope_width(self) -> int:
         """How many values of each head are rotated."""
         return self.mla.rope_width if self.mla else int(self.head * self.rope_share)
+
+    @property
+    def value_gate_width(self) -> int:
+        """How many channels of the stream decide how much of a value embedding is added (nanochat, gpt.py)."""
+        return min(12, self.width)
+
+    @property
+    def smear_gate_width(self) -> int:
+        """How many channels of the embedding decide how much of the token before is added (nanochat, gpt.py)."""
+        return min(24, self.width)
 
     @property
     def score_scale(self) -> float:

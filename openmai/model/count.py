@@ -12,9 +12,6 @@ WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int4": 0.5625}
 # Bytes per parameter that mixed-precision Adam keeps, Megatron-LM's 18 (arXiv:2104.04473 and its distributed optimizer's documentation).
 TRAINING_STATE_BYTES = {"bf16 weights": 2, "fp32 gradients": 4, "fp32 master weights": 4, "fp32 first moment": 4, "fp32 second moment": 4}
 
-# How many values of the stream nanochat's gates read (gpt.py); the same numbers stand in attention.py and transformer.py.
-VALUE_GATE_CHANNELS, SMEAR_CHANNELS = 12, 24
-
 
 @dataclass(frozen=True)
 class Parameters:
@@ -63,7 +60,7 @@ def attention_matmul(config: ModelConfig, layer: int) -> int:
     """Count the matrix elements of one layer's attention, the gate of its value embedding included."""
     width, heads = config.width, config.num_heads
     if config.mla is None:
-        gate = min(VALUE_GATE_CHANNELS, width) * config.kv_heads if config.has_value_embedding(layer) else 0
+        gate = config.value_gate_width * config.kv_heads if config.has_value_embedding(layer) else 0
         return width * config.head * (2 * heads + 2 * config.kv_heads) + gate
     mla: MLAConfig = config.mla
     queries = mla.query_rank * (width + heads * config.head) if mla.query_rank else width * heads * config.head
@@ -112,7 +109,7 @@ def _norm(config: ModelConfig, width: int) -> int:
 
 
 def _smear_gate(config: ModelConfig) -> int:
-    return min(SMEAR_CHANNELS, config.width) if config.smear else 0
+    return config.smear_gate_width if config.smear else 0
 
 
 def _small_around(config: ModelConfig) -> int:

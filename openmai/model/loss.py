@@ -1,8 +1,8 @@
 """Losses of next tokens: what training, alignment and evaluation share. None of them ever holds all logits.
 
-Logits are made for some tokens at a time (`CHUNK_BYTES`), so memory does not grow with vocabulary x tokens. `summed_nats` makes the gradient
-in the same pass, with no product done twice: what training uses. `token_nats` gives each token's loss and makes the logits again in the
-backward pass: for objectives that must know the losses before they know the gradient (DPO).
+Logits are made for some tokens at a time (`CHUNK_BYTES`), so memory does not grow with vocabulary x tokens. `summed_nats` makes the
+gradient in the same pass, with no product done twice: what training uses. `token_nats` gives each token's loss and makes the logits again
+in the backward pass: for objectives that must know the losses before they know the gradient (DPO).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from openmai.model.layers import soft_cap
 from openmai.model.transformer import Transformer
 
 IGNORE = -100
@@ -33,7 +32,7 @@ def token_nats(model: Transformer, ids_BT: Tensor, targets_BT: Tensor) -> Tensor
 
     parts = zip(x_ND.split(rows), targets_N.split(rows), strict=True)
     if torch.is_grad_enabled():
-        return torch.cat([checkpoint(nats, x, targets, use_reentrant=False) for x, targets in parts]).view_as(targets_BT)  # type: ignore[misc]
+        return torch.cat([checkpoint(nats, x, targets, use_reentrant=False) for x, targets in parts]).view_as(targets_BT)
     return torch.cat([nats(x, targets) for x, targets in parts]).view_as(targets_BT)
 
 
@@ -58,7 +57,7 @@ class _LinearNats(torch.autograd.Function):
     """Sum of cross-entropies of `soft_cap(x @ weight.T + bias)`; gradients are made while the logits of a chunk are at hand."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, cap: float | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, cap: float | None) -> Tensor:
         needs = ctx.needs_input_grad
         total = x_ND.new_zeros((), dtype=torch.float32)
         x_grad_ND = torch.empty_like(x_ND) if needs[0] else None
@@ -92,7 +91,7 @@ class _LinearNats(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *(None if value is None else value * grad for value in ctx.saved_tensors), None, None
 
 

@@ -26,18 +26,19 @@ def make_mask(
 ) -> Mask:
     """Describe what queries at `positions_BT` see of keys at `keys_BS` (their positions).
 
-    `documents_BT` numbers the documents of a packed row: tokens see their own only. `slopes_H` are ALiBi's. Without a cache queries and keys are the
-    same tokens, in the order of their positions within a document.
+    `documents_BT` numbers the documents of a packed row: tokens see their own only. `slopes_H` are ALiBi's. Without a cache queries and
+    keys are the same tokens, in the order of their positions within a document.
     """
     length = positions_BT.shape[1]
-    narrow = window is not None and (cached or documents_BT is not None or window < length)
-    if not (cached or narrow or documents_BT is not None or slopes_H is not None):
+    if window is not None and window >= length and not cached:
+        window = None
+    if not (cached or window is not None or documents_BT is not None or slopes_H is not None):
         return Mask()
     if positions_BT.is_cuda and not cached and slopes_H is None:
-        return Mask(blocks=_blocks(positions_BT, window if narrow else None, documents_BT))
+        return Mask(blocks=_blocks(positions_BT, window, documents_BT))
     behind_BTS = positions_BT[:, :, None] - keys_BS[:, None, :]
     seen = behind_BTS >= 0
-    if narrow:
+    if window is not None:
         seen = seen & (behind_BTS < window)
     if documents_BT is not None:
         seen = seen & (documents_BT[:, :, None] == documents_BT[:, None, :])
@@ -63,5 +64,5 @@ def alibi_slopes(heads: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the fall of the score per token of distance, (H,) (ALiBi, arXiv:2108.12409; for any number of heads as its code has it)."""
     power = 1 << (heads.bit_length() - 1)  # the largest power of two among the heads
     first = 2.0 ** (-8.0 / power * torch.arange(1, power + 1, device=device))
-    between = 2.0 ** (-4.0 / power * torch.arange(1, 2 * (heads - power), 2, device=device))
+    between = 2.0 ** (-4.0 / power * torch.arange(1, 2 * (heads - power) + 1, 2, device=device))
     return torch.cat((first, between))

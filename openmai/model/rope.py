@@ -42,7 +42,8 @@ def rope_frequencies(config: ModelConfig, length: int, is_global: bool, device: 
 
 def _llama3(scaling: RopeScaling, frequencies: Tensor) -> Tensor:
     """Stretch long waves, keep short ones, and mix in between (Llama 3.1, meta-llama/llama-models, `apply_scaling`)."""
-    assert scaling.factor and scaling.original_context
+    assert scaling.factor
+    assert scaling.original_context
     waves = scaling.original_context * frequencies / (2 * math.pi)  # turns within the original context
     kept = ((waves - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
     return (1 - kept) * frequencies / scaling.factor + kept * frequencies
@@ -50,7 +51,8 @@ def _llama3(scaling: RopeScaling, frequencies: Tensor) -> Tensor:
 
 def _yarn(scaling: RopeScaling, powers: Tensor, theta: float) -> tuple[Tensor, float]:
     """Mix stretched and kept frequencies along a ramp between two numbers of turns (YaRN, arXiv:2309.00071, section 3.2)."""
-    assert scaling.factor and scaling.original_context
+    assert scaling.factor
+    assert scaling.original_context
     width = 2 * len(powers)
 
     def pair_with(turns: float) -> float:

@@ -17,8 +17,6 @@ from openmai.model.mask import alibi_slopes, make_mask
 from openmai.model.moe import MoE, Router, Routing
 from openmai.model.rope import rope_table
 
-SMEAR_CHANNELS = 24  # of the embedding, that decide how much of the token before is added (nanochat, gpt.py)
-
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x)); `norm_place` moves the norm behind, or adds one there."""
@@ -58,9 +56,11 @@ class Predictor(nn.Module):
         self.block = Block(config, config.num_layers - 1)
         self.norm = make_norm(config, config.width)
 
-    def forward(self, x_BTD: Tensor, ahead_BTD: Tensor, context: Context) -> tuple[Tensor, Routing | None]:
+    def forward(self, x_BTD: Tensor, ahead_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor, Routing | None]:
+        """Return the stream for the next predictor, the stream as the head takes it, and what balancing needs."""
         joined_BTD = self.join(torch.cat((self.embedding_norm(ahead_BTD), self.stream_norm(x_BTD)), dim=-1))
-        return self.block(joined_BTD, context)
+        x_BTD, routing = self.block(joined_BTD, context)
+        return x_BTD, self.norm(x_BTD), routing
 
 
 class Transformer(nn.Module):
@@ -72,7 +72,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.embedding_norm = make_norm(config, config.width) if config.embedding_norm else nn.Identity()
-        self.smear_gate = nn.Linear(min(SMEAR_CHANNELS, config.width), 1, bias=False) if config.smear else None
+        self.smear_gate = nn.Linear(config.smear_gate_width, 1, bias=False) if config.smear else None
         self.smear_scale = nn.Parameter(torch.empty(1)) if config.smear else None
         self.stream_scale_L = nn.Parameter(torch.empty(config.num_layers)) if config.residual_scalars else None
         self.embedding_scale_L = nn.Parameter(torch.empty(config.num_layers)) if config.residual_scalars else None
@@ -96,8 +96,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Return logits (B, T, V), or (B, V) of only the tokens at index `last_B` of each row.
 
-        With a `cache`, `rows_B` names the cache row of each sequence and `positions_BT` the place of each token in it. `documents_BT` numbers the
-        documents of packed rows: no token sees another's.
+        With a `cache`, `rows_B` names the cache row of each sequence and `positions_BT` the place of each token in it. `documents_BT`
+        numbers the documents of packed rows: no token sees another's.
         """
         x_BTD = self.stream(ids_BT, positions_BT, cache, rows_B, documents_BT)
         if last_B is not None:
@@ -130,7 +130,7 @@ class Transformer(nn.Module):
                 middle_BTD = x_BTD
         if self.backout_scale is not None and middle_BTD is not None:
             x_BTD = x_BTD - self.backout_scale * middle_BTD
-        self._observe(self.routers(), routings)
+        self._observe([module for module in self.blocks.modules() if isinstance(module, Router)], routings)
         return x_BTD
 
     def streams_ahead(self, x_BTD: Tensor, ids_BT: Tensor) -> list[Tensor]:
@@ -138,10 +138,10 @@ class Transformer(nn.Module):
         normed, routings = [], []
         for ahead, predictor in enumerate(self.predictors, start=1):
             context = self._context(ids_BT[:, ahead:], None, None, None, None)
-            x_BTD, routing = predictor(x_BTD[:, :-1], self._embed(context), context)
+            x_BTD, normed_BTD, routing = predictor(x_BTD[:, :-1], self._embed(context), context)
             routings.append(routing)
-            normed.append(predictor.norm(x_BTD))
-        self._observe([predictor.block.mlp.router for predictor in self.predictors if isinstance(predictor.block.mlp, MoE)], routings)
+            normed.append(normed_BTD)
+        self._observe([module for module in self.predictors.modules() if isinstance(module, Router)], routings)
         return normed
 
     def _embed(self, context: Context) -> Tensor:
@@ -155,12 +155,13 @@ class Transformer(nn.Module):
         return x_BTD + self.smear_scale * torch.sigmoid(self.smear_gate(x_BTD[..., : self.smear_gate.in_features])) * before_BTD
 
     def _before(self, x_BTD: Tensor, context: Context) -> Tensor:
-        """Return the embedding of the token before each token, zero before the first."""
+        """Return the embedding of the token before each token, zero before the first of a document."""
         if context.cache is None:
-            return torch.cat((torch.zeros_like(x_BTD[:, :1]), x_BTD[:, :-1]), dim=1)
-        assert context.rows_B is not None
-        ids_BT = context.cache.tokens_before(context.rows_B, context.positions_BT, context.ids_BT)
-        before_BTD = self.embedding_norm(self.embedding(ids_BT) * self.config.embedding_scale)
+            before_BTD = x_BTD.roll(1, dims=1)
+        else:
+            assert context.rows_B is not None
+            ids_BT = context.cache.tokens_before(context.rows_B, context.positions_BT, context.ids_BT)
+            before_BTD = self.embedding_norm(self.embedding(ids_BT) * self.config.embedding_scale)
         return before_BTD * (context.positions_BT > 0).unsqueeze(-1)
 
     def _context(
@@ -189,7 +190,7 @@ class Transformer(nn.Module):
         if not self.training:
             return
         found = [routing for routing in routings if routing is not None]
-        for router, routing in zip(routers, found, strict=False):
+        for router, routing in zip(routers, found, strict=True):
             router.load_E += routing.load_E.detach()
         if found:
             total = torch.stack([routing.penalty for routing in found]).sum()

@@ -41,7 +41,10 @@ def import_weights(folder: Folder, family: Family, model: ModelConfig, file: Pat
     plan = list(units(model, family.names, shapes))
     _check(folder, family, model, plan, shapes)
     types = {name: dtype or folder.dtype(unit.theirs) for unit in plan for name in unit.ours}
-    with Writer(file, {name: (types[name], shapes[name]) for name in shapes}) as writer, Progress("import", len(plan), "tensors") as progress:
+    with (
+        Writer(file, {name: (types[name], shapes[name]) for name in shapes}) as writer,
+        Progress("import", len(plan), "tensors") as progress,
+    ):
         for unit in plan:
             for name, value in zip(unit.ours, unit.split(folder.read(unit.theirs, unit.their_row)), strict=True):
                 writer.write(name, value, unit.our_row)
@@ -50,7 +53,7 @@ def import_weights(folder: Folder, family: Family, model: ModelConfig, file: Pat
 
 
 def export_weights(checkpoint: Folder, family: Family, model: ModelConfig, out: Path) -> int:
-    """Write the weights of a checkpoint as safetensors files of at most SHARD_BYTES, with an index if there are several; return all bytes."""
+    """Write a checkpoint's weights as safetensors files of at most SHARD_BYTES, with an index if there are several; return all bytes."""
     shapes = our_shapes(model)
     if model.moe and model.moe.score == "sigmoid":  # every class with such routers has the bias, also where training had none
         experts = (model.moe.num_experts,)
@@ -138,5 +141,3 @@ def _predicts(name: str, family: Family, model: ModelConfig) -> bool:
 def has_predictors(folder: Folder, family: Family, model: ModelConfig) -> bool:
     """Tell whether the folder holds modules of multi-token prediction."""
     return any(_predicts(name, family, model) for name in folder.names)
-
-

@@ -26,14 +26,16 @@ class Family:
 
     def read(self, config: Mapping[str, Any], where: str) -> ModelConfig:
         """Return the ModelConfig of a config.json."""
-        return read_settings(self.settings, config, where)
+        return read_settings(self.settings, config, where).model_copy(update={"hf_class": self.hf_class})
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """Return config.json, without what belongs to the tokenizer."""
         return {"architectures": [self.hf_class], "model_type": self.model_type, **write_settings(self.settings, model), "use_cache": True}
 
 
-BASE = {
+Keys = dict[str, str | tuple[str, ...]]
+
+BASE: Keys = {
     "vocab_size": "vocab_size",
     "num_hidden_layers": "num_layers",
     "hidden_size": "width",
@@ -46,22 +48,22 @@ BASE = {
     "tie_word_embeddings": "tied_embeddings",
     "hidden_act": "activation",
 }
-BIAS = {"attention_bias": ("qkv_bias", "o_bias")}
-GEMMA = {key: ours for key, ours in BASE.items() if key != "hidden_act"} | BIAS
+BIAS: Keys = {"attention_bias": ("qkv_bias", "o_bias")}
+GEMMA: Keys = {key: ours for key, ours in BASE.items() if key != "hidden_act"} | BIAS
 GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256, "rms_norm_eps": 1e-6}
 GEMMA_FIXED = {"activation": "gelu_tanh", "norm_weight": "offset", "embedding_scale": lambda values: values["width"] ** 0.5}
 GEMMA_WRITTEN = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
-LATER_GEMMA = GEMMA | {
+LATER_GEMMA: Keys = GEMMA | {
     "query_pre_attn_scalar": "attention_scale",
     "attn_logit_softcapping": "attention_softcap",
     "final_logit_softcapping": "logit_softcap",
 }
-EXPERTS = {
+EXPERTS: Keys = {
     "num_local_experts": "moe.num_experts",
     "num_experts_per_tok": "moe.num_active",
     "intermediate_size": ("moe.expert_width", "ffn_width"),
 }
-SIGMOID = {
+SIGMOID: Keys = {
     "n_routed_experts": "moe.num_experts",
     "num_experts_per_tok": "moe.num_active",
     "moe_intermediate_size": "moe.expert_width",
@@ -319,13 +321,16 @@ def find(config: Mapping[str, Any], where: str) -> Family:
 def choose(model: ModelConfig) -> Family:
     """Return the class that computes exactly what `model` says: what it writes, read again, is the same model.
 
-    Raises OpenmaiError that names what the nearest class lacks.
+    Of several, the one that the model was imported from, else the first. Raises OpenmaiError that names what the nearest class lacks.
     """
+    for family in FAMILIES:
+        if family.hf_class == model.hf_class and not differences(family.settings, model):
+            return family
     lost = {family.hf_class: differences(family.settings, model) for family in FAMILIES}
     best = min(FAMILIES, key=lambda family: sum(_weight(problem) for problem in lost[family.hf_class]))
-    if lost[best.hf_class]:
+    if missing := ", ".join(lost[best.hf_class]):
         raise OpenmaiError(
-            f"model.json: no known class has this architecture; the nearest, {best.hf_class}, cannot have {', '.join(lost[best.hf_class])}; "
+            f"model.json: no known class has this architecture; the nearest, {best.hf_class}, cannot have {missing}; "
             "train a model without it, or use the openmai checkpoint as it is"
         )
     return best

@@ -41,7 +41,9 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         index = path / "model.safetensors.index.json"
-        listed = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else sorted(p.name for p in path.glob("*.safetensors"))
+        listed = (
+            sorted(set(read_json(index)["weight_map"].values())) if index.exists() else sorted(p.name for p in path.glob("*.safetensors"))
+        )
         if not listed:
             raise OpenmaiError(f"{path}: no *.safetensors file; convert older formats with transformers' save_pretrained first")
         self.path = path
@@ -52,7 +54,7 @@ class Folder:
                 self.files[name] = safe_open(path / name, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise OpenmaiError(f"{path / name}: cannot be read ({error}); copy or download the file again") from None
-            for tensor in self.files[name].keys():
+            for tensor in list(self.files[name].keys()):
                 self.where[_text_name(tensor)] = (name, tensor)
 
     @property

@@ -18,9 +18,7 @@ class Names:
     """Their names of our modules; those of a block stand without its prefix, without `.weight` or `.bias`; `{e}` counts experts."""
 
     block: Mapping[str, str]
-    outside: Mapping[str, str] = field(
-        default_factory=lambda: {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-    )
+    outside: Mapping[str, str] = field(default_factory=lambda: {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"})
     layers: str = "model.layers."
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     "their matrix that holds several of ours, one below the other"

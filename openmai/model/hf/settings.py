@@ -20,8 +20,8 @@ ACTIVATIONS = {
     "relu2": "relu2",
 }
 FULL, SLIDING = "full_attention", "sliding_attention"
-# What only training knows: no class has it, and an export does not carry it.
-TRAINING_ONLY = ("source", "num_predict", "predict_loss", "moe.aux_loss", "moe.aux_span", "moe.z_loss")
+# What a class need not have: where the model comes from, and what only training knows.
+TRAINING_ONLY = ("source", "hf_class", "num_predict", "predict_loss", "moe.aux_loss", "moe.aux_span", "moe.z_loss")
 
 
 @dataclass(frozen=True)
@@ -184,8 +184,8 @@ def _get(model: ModelConfig, path: str) -> Any:
     return value
 
 
-# Rotary positions. transformers 5 writes `rope_parameters`; before, `rope_theta` and `rope_scaling` stood beside each other. Both are read, and
-# both are written, since vLLM and llama.cpp's converter know the older form.
+# Rotary positions. transformers 5 writes `rope_parameters`; before, `rope_theta` and `rope_scaling` stood beside each other. Both are
+# read, and both are written, since vLLM and llama.cpp's converter know the older form.
 
 ROPE_KEYS = {
     "factor": "factor",
@@ -246,7 +246,7 @@ def _read_rope(settings: Settings, config: Mapping[str, Any], values: dict[str, 
         raise OpenmaiError(f"{where}: partial_rotary_factor={share} does not belong to this class, which rotates whole heads")
     values["rope_share"] = share
     kind = parameters.get("rope_type", parameters.get("type", "default"))
-    kind = {"su": "longrope"}.get(kind, kind)  # the first Phi-3 models
+    kind = "longrope" if kind == "su" else kind  # the first Phi-3 models
     if kind == "default":
         return
     if kind not in ROPE_USED:
@@ -272,9 +272,9 @@ def _write_rope(settings: Settings, model: ModelConfig) -> dict[str, Any]:
         return {"rope_parameters": {FULL: scaled, SLIDING: local}, "rope_theta": model.rope_theta} | (
             {"rope_local_base_freq": model.rope_local_theta} if model.rope_local_theta else {}
         )
-    older = {"rope_scaling": scaled} if scaling else {}
+    older: dict[str, Any] = {"rope_scaling": scaled} if scaling else {}
     if scaling and scaling.kind == "longrope":
-        older["original_max_position_embeddings"] = scaling.original_context
+        older |= {"original_max_position_embeddings": scaling.original_context}
     return {"rope_parameters": scaled, "rope_theta": model.rope_theta} | share | older
 
 
@@ -295,7 +295,10 @@ def _read_windows(settings: Settings, config: Mapping[str, Any], values: dict[st
         return
     values["window"] = window
     rhythm = next((n for n in range(2, layers + 1) if full == tuple(range(n - 1, layers, n))), None)
-    values |= {"global_every": rhythm} if rhythm else {"global_layers": full} if full else {}
+    if rhythm:
+        values["global_every"] = rhythm
+    elif full:
+        values["global_layers"] = full
 
 
 def _types_without_list(settings: Settings, config: Mapping[str, Any], layers: int) -> list[str]:
