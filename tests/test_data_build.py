@@ -56,11 +56,8 @@ def make(out: Path, sources: list[dict[str, Any]], **facts: Any) -> BuildConfig:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(out)): p.read_bytes()
-        for p in sorted(out.rglob("*"))
-        if p.suffix in (".parquet", ".json") and p.name != "manifest.json"
-    }
+    files = [file for file in sorted(out.rglob("*")) if file.is_file() and file.name not in ("manifest.json", ".lock")]
+    return {str(file.relative_to(out)): file.read_bytes() for file in files}
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +129,23 @@ def test_killed_build_goes_on(built: tuple[list[dict[str, Any]], Path], tmp_path
     assert len(done) == 3, "five parts in all, two of them finished before the kill"
     assert contents(tmp_path / "out") == contents(whole)
     assert not (tmp_path / "out" / "work").exists()
+
+
+def test_a_build_killed_while_it_writes_leaves_nothing_behind(built: tuple[list[dict[str, Any]], Path], tmp_path: Path) -> None:
+    sources, whole = built
+    script = tmp_path / "die.py"
+    script.write_text(
+        "import os, sys, json; from openmai.data.engine import shards; from openmai.data.build import build\n"
+        "from openmai.data.config import BuildConfig\n"
+        "shards._Writer.write = lambda self, rows: os.kill(os.getpid(), 9)\n"
+        "if __name__ == '__main__': build(BuildConfig.model_validate(json.loads(sys.argv[1])))\n"
+    )
+    config = make(tmp_path / "out", sources)
+    died = subprocess.run([sys.executable, str(script), config.model_dump_json()], capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    assert list((tmp_path / "out" / "documents").iterdir()), "the kill came before the files were begun"
+    build(config)
+    assert contents(tmp_path / "out") == contents(whole)
 
 
 def test_truncated_archive_fails_with_remedy_or_keeps_the_good_part(tmp_path: Path) -> None:
