@@ -322,6 +322,15 @@ def test_hostile_pages_end(html: str) -> None:
         extract(html, 10**6, format=form).text.encode()  # type: ignore[arg-type]
 
 
+def test_what_a_page_hides_is_left_out_unless_it_is_nearly_all() -> None:
+    shown, hidden = (f"<p>{SENTENCES[k]} {SENTENCES[k + 1]}</p>" for k in (0, 2))
+    for how in ('style="display: none"', "hidden", 'style="color:red;visibility:hidden"'):
+        text = text_of(f"<h1>The bridge</h1><div>{shown * 4}</div><div {how}>{hidden * 4}</div>")
+        assert SENTENCES[0] in text
+        assert SENTENCES[3] not in text
+        assert SENTENCES[3] in text_of(f"<h1>The bridge</h1><div {how}>{shown * 8}{hidden * 8}</div>")
+
+
 def test_deep_pages() -> None:
     deep = "<div>" * 200_000 + "text"
     assert extract(deep, 10**6).text == "text"

@@ -20,7 +20,7 @@ from openmai.data.extract.features import features
 from openmai.data.extract.formula import expand_formulas
 from openmai.data.extract.metadata import read_metadata
 from openmai.data.extract.model import is_content
-from openmai.data.extract.names import BITS
+from openmai.data.extract.names import BITS, HIDDEN
 from openmai.data.extract.render import Format, render
 from openmai.data.extract.scan import CHARS, ELEMENT, GROUPS, HINT, LEVEL, LINKS, PARENT, TAG, TAGS, Scanned, scan
 from openmai.data.extract.signals import opt_out
@@ -36,6 +36,7 @@ _FURNITURE_TAGS = frozenset(TAGS[tag] for tag in ("nav", "menu", "footer", "asid
 _FURNITURE_NAMES = sum(BITS[name] for name in ("nav", "foot", "share", "comment"))
 _MAIN_TAGS = (TAGS["main"], TAGS["article"])
 _BODY_START = 200  # characters of a block that are looked for in the article's text that JSON-LD gives
+_SEEN = 5  # the part of the text in it that a page shows at first
 _BODY_LACK = 3  # the article's text replaces ours if it is so many times as long
 
 
@@ -86,7 +87,9 @@ def extract(html: str, max_depth: int, hint: Hint = no_hint, format: Format = "t
     if page.too_deep:
         raise ExtractError("extract.depth", f"elements nested deeper than {max_depth}")
     known = hint is not no_hint or page.blocks[:, CHARS].sum() < _SMALL
-    kept = None if known else is_content(page, features(page.blocks, page.elements, _in_article(page, facts.article)))
+    kept = (
+        None if known else _without_hidden(page, is_content(page, features(page.blocks, page.elements, _in_article(page, facts.article))))
+    )
     if kept is None or not kept.any():
         kept = _by_rules(page)
     text = render(page, np.flatnonzero(kept).tolist(), format)
@@ -116,6 +119,15 @@ def _in_article(page: Scanned, article: str) -> np.ndarray:
             start = " ".join(block_text(page, block).replace(CODE, "")[: 2 * _BODY_START].split())[:_BODY_START]
             result[number] = 2 if start in article else 1
     return result
+
+
+def _without_hidden(page: Scanned, kept: np.ndarray) -> np.ndarray:
+    """Drop what the page hides in itself, unless that is nearly all: then a script would have shown it."""
+    hidden = np.zeros(len(page.elements), dtype=bool)
+    for number, (parent, groups) in enumerate(page.elements[:, [PARENT, GROUPS]].tolist()):
+        hidden[number] = bool(groups & HIDDEN) or hidden[parent]
+    seen, chars = kept & ~hidden[page.blocks[:, ELEMENT]], page.blocks[:, CHARS]
+    return seen if chars[seen].sum() * _SEEN >= chars[kept].sum() else kept
 
 
 def _by_rules(page: Scanned) -> np.ndarray:
