@@ -122,7 +122,7 @@ def test_every_verb_is_in_the_table_of_stages() -> None:
 
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    assert {page.name for page in (ROOT / "docs").rglob("*.md")} - {"README.md"} == set(re.findall(r"\]\((?:data/)?(\w+\.md)\)", index))
+    assert {page.name for page in (ROOT / "docs").rglob("*.md")} - {"README.md"} == set(re.findall(r"\]\((?:\w+/)?(\w+\.md)\)", index))
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "train", "align", "eval"])

@@ -17,6 +17,21 @@ from openmai.model.mask import Mask
 from openmai.model.rope import Table, rotate
 
 
+@dataclass(frozen=True)
+class Place:
+    """What a layer is by its number; worked out once, so that compiled code is the same for all layers of a kind."""
+
+    layer: int
+    is_global: bool
+    has_rope: bool
+    has_value_embedding: bool
+
+    @classmethod
+    def of(cls, config: ModelConfig, layer: int) -> Place:
+        """Look a layer up in its configuration."""
+        return cls(layer, config.is_global(layer), config.has_rope(layer), config.has_value_embedding(layer))
+
+
 @dataclass
 class Context:
     """What the layers of one forward pass share; tables and masks are by `is_global`."""
@@ -120,7 +135,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.config, self.layer = config, layer
+        self.config, self.place = config, Place.of(config, layer)
         heads, groups, head = config.num_heads, config.kv_heads, config.head
         self.q = nn.Linear(config.width, heads * head, bias=config.qkv_bias)
         self.k = nn.Linear(config.width, groups * head, bias=config.qkv_bias)
@@ -143,13 +158,13 @@ class Attention(nn.Module):
         if config.clip_qkv:
             q, k, v = (projected.clamp(-config.clip_qkv, config.clip_qkv) for projected in (q, k, v))
         q, k, v = (projected.unflatten(-1, (-1, config.head)) for projected in (q, k, v))
-        if config.has_value_embedding(self.layer):
+        if self.place.has_value_embedding:
             v = v + self._embedded_values(x_BTD, context.ids_BT)
         by_head = config.qk_norm and config.qk_norm_span == "head"
         if by_head and config.qk_norm_place == "before":
             q, k = self.q_norm(q), self.k_norm(k)
-        if config.has_rope(self.layer):
-            table = context.ropes[config.is_global(self.layer)]
+        if self.place.has_rope:
+            table = context.ropes[self.place.is_global]
             q, k = rotate(q, table), rotate(k, table)
         if by_head and config.qk_norm_place == "after":
             q, k = self.q_norm(q), self.k_norm(k)
@@ -167,7 +182,7 @@ class LatentAttention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         assert config.mla is not None
-        self.config, self.layer, self.mla = config, layer, config.mla
+        self.config, self.place, self.mla = config, Place.of(config, layer), config.mla
         heads, mla = config.num_heads, config.mla
         if mla.query_rank:
             self.q_down = nn.Linear(config.width, mla.query_rank, bias=False)
@@ -187,8 +202,8 @@ class LatentAttention(nn.Module):
         latent, k_rope = self.kv_down(x_BTD).split((mla.kv_rank, mla.rope_width), dim=-1)
         k_nope, v = self.kv_up(self.kv_norm(latent)).unflatten(-1, (heads, -1)).split((mla.nope_width, mla.value_width), dim=-1)
         k_rope = k_rope.unsqueeze(2)
-        if self.config.has_rope(self.layer):
-            table = context.ropes[self.config.is_global(self.layer)]
+        if self.place.has_rope:
+            table = context.ropes[self.place.is_global]
             q_rope, k_rope = rotate(q_rope, table), rotate(k_rope, table)
         q = torch.cat((q_nope, q_rope), dim=-1)
         k = torch.cat((k_nope, k_rope.expand(-1, -1, heads, -1)), dim=-1)
@@ -198,8 +213,8 @@ class LatentAttention(nn.Module):
 def _attend_cached(
     module: Attention | LatentAttention, q: Tensor, k: Tensor, v: Tensor, context: Context, sinks_H: Tensor | None
 ) -> Tensor:
-    config = module.config
+    config, place = module.config, module.place
     if context.cache is not None:
         assert context.rows_B is not None
-        k, v = context.cache.update(module.layer, context.rows_B, context.positions_BT, k, v, context.used)
-    return attend(q, k, v, context.masks[config.is_global(module.layer)], config.score_scale, config.attention_softcap, sinks_H)
+        k, v = context.cache.update(place.layer, context.rows_B, context.positions_BT, k, v, context.used)
+    return attend(q, k, v, context.masks[place.is_global], config.score_scale, config.attention_softcap, sinks_H)

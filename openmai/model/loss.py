@@ -7,6 +7,7 @@ in the backward pass: for objectives that must know the losses before they know 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -121,15 +122,16 @@ def stream_nats(model: Transformer, tokens: np.ndarray, context: int, end_of_tex
     training, device = model.training, next(model.parameters()).device
     model.eval()
     total = 0.0
-    for start in range(0, len(tokens) - 1, context * rows):
-        block = torch.from_numpy(np.asarray(tokens[start : start + context * rows + 1], dtype=np.int64)).to(device)
-        ids, targets = block[:-1], block[1:].masked_fill(block[1:] == end_of_text, IGNORE)
-        whole = len(ids) // context * context
-        for part_ids, part_targets in (
-            (ids[:whole].view(-1, context), targets[:whole].view(-1, context)),
-            (ids[None, whole:], targets[None, whole:]),
-        ):
-            if part_ids.numel():
-                total += token_nats(model, part_ids, part_targets).sum().item()
+    with torch.compiler.set_stance("eager_on_recompile") if model.compiled else nullcontext():  # other shapes than training's
+        for start in range(0, len(tokens) - 1, context * rows):
+            block = torch.from_numpy(np.asarray(tokens[start : start + context * rows + 1], dtype=np.int64)).to(device)
+            ids, targets = block[:-1], block[1:].masked_fill(block[1:] == end_of_text, IGNORE)
+            whole = len(ids) // context * context
+            for part_ids, part_targets in (
+                (ids[:whole].view(-1, context), targets[:whole].view(-1, context)),
+                (ids[None, whole:], targets[None, whole:]),
+            ):
+                if part_ids.numel():
+                    total += token_nats(model, part_ids, part_targets).sum().item()
     model.train(training)
     return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openmai.model.config import ModelConfig
+from openmai.model.grouped import grouped_product
 from openmai.model.layers import FeedForward, activate_gated
 
 
@@ -40,6 +42,15 @@ class Router(nn.Module):
         self.logit_bias_E = nn.Parameter(torch.empty(self.moe.num_experts)) if self.moe.router_bias else None
         self.register_buffer("bias_E", torch.zeros(self.moe.num_experts), persistent=self.moe.bias_rate > 0)
         self.register_buffer("load_E", torch.zeros(self.moe.num_experts), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
+        """Move counts and bias with the model, but never cast them: bf16 counts to 256, and swallows a step of 0.001."""
+        kept = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            if (moved := self.get_buffer(name)).dtype != buffer.dtype:
+                self.register_buffer(name, buffer.to(moved.device), persistent=name not in self._non_persistent_buffers_set)
+        return self
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Routing]:
         """Return weights (N, A) and expert numbers (N, A) of the tokens, and what balancing needs."""
@@ -144,7 +155,7 @@ class Experts(nn.Module):
         ends_E = counts_E.cumsum(0).int()
 
         def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            y = F.grouped_mm(x, weight.type_as(x).mT, offs=ends_E)
+            y = grouped_product(x, weight.type_as(x).mT, ends_E)
             return y if bias is None else y + bias[experts_M]
 
         gate, up = product(x_MD, self.gate_EFD, self.gate_bias_EF), product(x_MD, self.up_EFD, self.up_bias_EF)
@@ -163,7 +174,7 @@ class Experts(nn.Module):
 
 
 def _can_group(x_MD: Tensor, weight_EFD: Tensor) -> bool:
-    """Tell whether `F.grouped_mm` takes these: rows of whole 16 bytes; on a GPU its kernels are for bf16."""
+    """Tell whether grouped products take these: rows of whole 16 bytes; on a GPU its kernels are for bf16."""
     aligned = all(size * x_MD.element_size() % 16 == 0 for size in weight_EFD.shape[1:])
     return aligned and (x_MD.device.type != "cuda" or x_MD.dtype == torch.bfloat16)
 

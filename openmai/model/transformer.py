@@ -82,6 +82,7 @@ class Transformer(nn.Module):
         self.head = nn.Linear(config.width, config.vocab_size, bias=config.head_bias)
         self.predictors = nn.ModuleList(Predictor(config) for _ in range(config.num_predict))
         self.penalty: Tensor | None = None
+        self.compiled = False
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
 
@@ -247,6 +248,12 @@ class Transformer(nn.Module):
             return ()
         latent = self.config.moe is not None and self.config.moe.latent_width is not None
         return ".o.weight", ".down.weight", "latent_up.weight" if latent else "down_EDF"
+
+    def compile_blocks(self) -> None:
+        """Compile each block with `torch.compile`; blocks of one kind share the code. The first pass takes a while."""
+        for block in [*self.blocks, *(predictor.block for predictor in self.predictors)]:
+            block.compile(dynamic=False)
+        self.compiled = True
 
     def routers(self) -> list[Router]:
         """The routers of all mixture layers, in order, those of predictors last."""

@@ -64,6 +64,8 @@ class LoopConfig(Config):
     "CPU threads; results are bit-identical for the same number; 0: as many as cores"
     device: str = "cpu"
     "cpu or cuda"
+    compile: bool = False
+    "compile the blocks with torch.compile: faster steps after a first one that takes a minute or two; on a CPU it needs a C++ compiler"
 
 
 class PretrainConfig(Config):

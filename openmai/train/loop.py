@@ -83,6 +83,8 @@ def train(
     if start:
         say(f"{label}: going on after step {start}")
     events = Events(folder / "events.jsonl", keep_until_step=start)
+    if loop.compile:
+        model.compile_blocks()
     model.train()
     with Progress(label, loop.steps, "steps", start=start) as progress:
         for step in range(start, loop.steps):
