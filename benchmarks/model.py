@@ -146,13 +146,11 @@ def main() -> None:
     arguments = parser.parse_args()
     prepare_cpu(0)
     torch.set_float32_matmul_precision("highest")
-    print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
-    )
+    machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    print(f"{machine}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
     dense, mixture = (flops_per_token(config, CONTEXT) for config in (DENSE, MIXTURE))
-    print(
-        f"dense {count_parameters(DENSE).total:,} parameters; mixture {count_parameters(MIXTURE).total:,}, {count_parameters(MIXTURE).active:,} active"
-    )
+    sizes = [count_parameters(config) for config in (DENSE, MIXTURE)]
+    print(f"dense {sizes[0].total:,} parameters; mixture {sizes[1].total:,}, {sizes[1].active:,} active")
     for compiled in [False, True] if arguments.compile else [False]:
         kind = ", compiled" if compiled else ""
         contenders: dict[str, Any] = {f"openmai{kind}": (lambda c=compiled: ours(DENSE, c), dense)}

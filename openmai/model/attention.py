@@ -8,7 +8,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 from openmai.model.cache import KVCache
 from openmai.model.config import ModelConfig
@@ -121,8 +121,9 @@ def attend_flex(
     grouped = q.shape[1] != k.shape[1]
     if sinks_H is None:
         return kernel(q, k, v, score_mod=modify, block_mask=mask.blocks, scale=scale, enable_gqa=grouped).transpose(1, 2)
-    output, sums_BHT = kernel(q, k, v, score_mod=modify, block_mask=mask.blocks, scale=scale, enable_gqa=grouped, return_lse=True)
-    return (output * torch.sigmoid(sums_BHT - sinks_H[:, None]).unsqueeze(-1)).type_as(q).transpose(1, 2)
+    wanted = AuxRequest(lse=True)
+    output, aux = kernel(q, k, v, score_mod=modify, block_mask=mask.blocks, scale=scale, enable_gqa=grouped, return_aux=wanted)
+    return (output * torch.sigmoid(aux.lse - sinks_H[:, None]).unsqueeze(-1)).type_as(q).transpose(1, 2)
 
 
 @cache

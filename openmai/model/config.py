@@ -137,6 +137,8 @@ class MoEConfig(Config):
             raise ValueError(f"num_groups={self.num_groups} leaves too few experts for num_active={self.num_active}, or less than two each")
         if self.score == "sparsemixer" and (self.num_active != 2 or self.normalize):
             raise ValueError("score=sparsemixer chooses two experts with a weight each: num_active must be 2 and normalize false")
+        if self.score == "sparsemixer" and (self.bias_rate or self.num_groups > 1):
+            raise ValueError("score=sparsemixer has its own choice of experts: bias_rate must be 0 and num_groups 1")
         return self
 
 

@@ -23,9 +23,9 @@ CHUNK_BYTES = 32 << 20
 "of fp32 logits at a time"
 
 
-def token_nats(model: Transformer, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+def token_nats(model: Transformer, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
     """Return the negative log-likelihood of each target, (B, T) in nats; targets of IGNORE count 0."""
-    x_ND, targets_N = model.stream(ids_BT).flatten(0, 1), targets_BT.flatten()
+    x_ND, targets_N = model.stream(ids_BT, documents_BT=documents_BT).flatten(0, 1), targets_BT.flatten()
     rows = _rows_at_once(model.config.vocab_size)
 
     def nats(x_ND: Tensor, targets_N: Tensor) -> Tensor:
@@ -37,21 +37,29 @@ def token_nats(model: Transformer, ids_BT: Tensor, targets_BT: Tensor) -> Tensor
     return torch.cat([nats(x, targets) for x, targets in parts]).view_as(targets_BT)
 
 
-def summed_nats(model: Transformer, ids_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor | None]:
+def summed_nats(model: Transformer, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Return the summed loss of all targets that are not IGNORE, in nats, and of the predictors of tokens further ahead, if there are any.
 
     The second is the mean over the predictors (DeepSeek-V3, arXiv:2412.19437, eq. 25, without its factor).
     """
-    x_BTD, head = model.stream(ids_BT), model.head
-    cap = model.config.logit_softcap
-    loss = _LinearNats.apply(model.norm(x_BTD).flatten(0, 1), head.weight, head.bias, targets_BT.flatten(), cap)
+    x_BTD = model.stream(ids_BT, documents_BT=documents_BT)
+    loss = _linear_nats(model, model.norm(x_BTD), targets_BT)
     if not model.predictors:
         return loss, None
-    ahead = [
-        _LinearNats.apply(normed_BTD.flatten(0, 1), head.weight, head.bias, targets_BT[:, k:].flatten(), cap)
-        for k, normed_BTD in enumerate(model.streams_ahead(x_BTD, ids_BT), start=1)
-    ]
+    ahead = []
+    for k, normed_BTD in enumerate(model.streams_ahead(x_BTD, ids_BT, documents_BT), start=1):
+        targets = targets_BT[:, k:]
+        if documents_BT is not None:
+            targets = targets.masked_fill(documents_BT[:, k:] != documents_BT[:, :-k], IGNORE)
+        ahead.append(_linear_nats(model, normed_BTD, targets))
     return loss, torch.stack(ahead).mean()
+
+
+def _linear_nats(model: Transformer, normed_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+    parts = [normed_BTD.flatten(0, 1), model.head.weight, model.head.bias]
+    if not torch.is_grad_enabled():  # else gradients would be made that nobody asks for
+        parts = [part if part is None else part.detach() for part in parts]
+    return _LinearNats.apply(*parts, targets_BT.flatten(), model.config.logit_softcap)
 
 
 class _LinearNats(torch.autograd.Function):

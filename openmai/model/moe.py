@@ -59,7 +59,7 @@ class Router(nn.Module):
         logits_NE = F.linear(x_BTD.flatten(0, 1).float(), self.weight_ED.float(), bias)
         if moe.score == "sparsemixer":
             scores_NE = logits_NE.softmax(dim=-1)
-            weights_NA, chosen_NA = sparse_mixer(logits_NE + self.bias_E, moe.jitter)
+            weights_NA, chosen_NA = sparse_mixer(logits_NE, moe.jitter)
         else:
             scores_NE = logits_NE.softmax(dim=-1) if moe.score == "softmax" else logits_NE.sigmoid()
             chosen_NA = self._choose(scores_NE.detach() + self.bias_E)

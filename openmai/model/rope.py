@@ -50,7 +50,10 @@ def _llama3(scaling: RopeScaling, frequencies: Tensor) -> Tensor:
 
 
 def _yarn(scaling: RopeScaling, powers: Tensor, theta: float) -> tuple[Tensor, float]:
-    """Mix stretched and kept frequencies along a ramp between two numbers of turns (YaRN, arXiv:2309.00071, section 3.2)."""
+    """Mix stretched and kept frequencies along a ramp between two numbers of turns (YaRN, arXiv:2309.00071, section 3.2).
+
+    The ramp is linear in the number of the pair, as in the authors' code, not in turns as in the paper's eq. 18.
+    """
     assert scaling.factor
     assert scaling.original_context
     width = 2 * len(powers)

@@ -98,7 +98,7 @@ class Transformer(nn.Module):
         """Return logits (B, T, V), or (B, V) of only the tokens at index `last_B` of each row.
 
         With a `cache`, `rows_B` names the cache row of each sequence and `positions_BT` the place of each token in it. `documents_BT`
-        numbers the documents of packed rows: no token sees another's.
+        numbers the documents of packed rows: no token sees another's, and positions begin anew unless they are given.
         """
         x_BTD = self.stream(ids_BT, positions_BT, cache, rows_B, documents_BT)
         if last_B is not None:
@@ -134,11 +134,15 @@ class Transformer(nn.Module):
         self._observe([module for module in self.blocks.modules() if isinstance(module, Router)], routings)
         return x_BTD
 
-    def streams_ahead(self, x_BTD: Tensor, ids_BT: Tensor) -> list[Tensor]:
-        """Return for each predictor k = 1, 2, ... the normed stream (B, T - k, D) that predicts the token k + 1 places ahead."""
+    def streams_ahead(self, x_BTD: Tensor, ids_BT: Tensor, documents_BT: Tensor | None = None) -> list[Tensor]:
+        """Return for each predictor k = 1, 2, ... the normed stream (B, T - k, D) that predicts the token k + 1 places ahead.
+
+        What a predictor says near the end of a document about the next one is for the loss to leave out.
+        """
         normed, routings = [], []
         for ahead, predictor in enumerate(self.predictors, start=1):
-            context = self._context(ids_BT[:, ahead:], None, None, None, None)
+            documents = None if documents_BT is None else documents_BT[:, ahead:]
+            context = self._context(ids_BT[:, ahead:], None, None, None, documents)
             x_BTD, normed_BTD, routing = predictor(x_BTD[:, :-1], self._embed(context), context)
             routings.append(routing)
             normed.append(normed_BTD)
@@ -172,6 +176,8 @@ class Transformer(nn.Module):
         length = ids_BT.shape[1]
         if positions_BT is None:
             positions_BT = torch.arange(length, device=device).expand_as(ids_BT)
+            if documents_BT is not None:
+                positions_BT = positions_BT - _starts(documents_BT)
         elif config.rope_scaling and config.rope_scaling.kind == "longrope":
             length = int(positions_BT.max()) + 1
         used = int(positions_BT.max()) + 1 if cache is not None else length
@@ -269,6 +275,14 @@ class Transformer(nn.Module):
         other = ("router.", "value_embedding.", "value_gate.", "bias_E")
         named = [*self.blocks.named_parameters(), *self.predictors.named_parameters()]
         return [parameter for name, parameter in named if parameter.ndim >= 2 and not any(part in name for part in other)]
+
+
+def _starts(documents_BT: Tensor) -> Tensor:
+    """Return for each token the index in its row where its document begins."""
+    indices_BT = torch.arange(documents_BT.shape[1], device=documents_BT.device).expand_as(documents_BT)
+    begins_BT = documents_BT != documents_BT.roll(1, dims=1)
+    begins_BT[:, 0] = True
+    return (indices_BT * begins_BT).cummax(dim=1).values
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -39,7 +39,7 @@ def import_weights(folder: Folder, family: Family, model: ModelConfig, file: Pat
     """
     shapes = our_shapes(model)
     plan = list(units(model, family.names, shapes))
-    _check(folder, family, model, plan, shapes)
+    _check(folder, family, model, shapes)
     types = {name: dtype or folder.dtype(unit.theirs) for unit in plan for name in unit.ours}
     with (
         Writer(file, {name: (types[name], shapes[name]) for name in shapes}) as writer,
@@ -64,7 +64,7 @@ def export_weights(checkpoint: Folder, family: Family, model: ModelConfig, out: 
         return checkpoint.read(name, row) if name in checkpoint.where else torch.zeros(shapes[name])
 
     types = {unit.theirs: checkpoint.dtype(unit.ours[0]) if unit.ours[0] in checkpoint.where else torch.float32 for unit in plan}
-    theirs = {unit.theirs: (types[unit.theirs], _their_shape(unit, shapes)) for unit in plan}
+    theirs = {name: (types[name], shape) for name, shape in their_tensors(model, family, shapes).items()}
     shards = _shards(theirs)
     with Progress("export", len(plan), "tensors") as progress:
         for file, names in shards.items():
@@ -78,6 +78,11 @@ def export_weights(checkpoint: Folder, family: Family, model: ModelConfig, out: 
         where = {name: file for file, names in shards.items() for name in sorted(names)}
         write_json(out / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
     return total
+
+
+def their_tensors(model: ModelConfig, family: Family, shapes: Shapes) -> Shapes:
+    """Return the shapes of the tensors of an export by their names, in a fixed order; `shapes` are those of ours."""
+    return {unit.theirs: _their_shape(unit, shapes) for unit in units(model, family.names, shapes)}
 
 
 def _shards(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> dict[str, set[str]]:
@@ -106,9 +111,9 @@ def _their_shape(unit: Unit, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int
     return shape if unit.their_row is None else (shapes[unit.ours[0]][0], *shape)
 
 
-def _check(folder: Folder, family: Family, model: ModelConfig, plan: list[Unit], shapes: Shapes) -> None:
+def _check(folder: Folder, family: Family, model: ModelConfig, shapes: Shapes) -> None:
     """Compare what the folder has with what its config.json promises."""
-    found, wanted = folder.names, {unit.theirs: _their_shape(unit, shapes) for unit in plan}
+    found, wanted = folder.names, their_tensors(model, family, shapes)
     embedding = family.names.outside["embedding"] + ".weight"
     for name, shape in wanted.items():
         if name not in found:
