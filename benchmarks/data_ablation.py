@@ -2,7 +2,9 @@
 
 What each step of the data engine does to a model: the same small model is trained on the same pages as raw, extracted, filtered,
 deduplicated and quality-scored text, at equal tokens and with several seeds; bits per byte on held-out textbooks and on the main text of
-held-out web pages. DIR holds `web_html`, `web_dclaw` and `openstax`. Finished steps are kept in --out, so it goes on after a kill. Writes
+held-out web pages. The pages are some 1,000 of the web in many languages, judged by the rules for the web, and 3,000 of law, judged by
+those for reference pages. The quality score is learned from textbooks against the deduplicated pages, and the better half of these stays.
+DIR holds `web_html`, `web_dclaw` and `openstax`. Finished steps are kept in --out, so it goes on after a kill. Writes
 benchmarks/results/data_ablation.{json,png}.
 """
 
@@ -22,6 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 from resiliparse.extract.html2text import extract_plain_text
 
@@ -31,11 +34,12 @@ from openmai.base.files import read_json
 from openmai.data.build import build
 from openmai.data.config import BuildConfig
 from openmai.data.extract.html import decode
+from openmai.data.filter.config import DOCS
 from openmai.data.filter.quality_config import QualityTrainConfig
 from openmai.data.filter.quality_train import train as train_quality
 
 RESULTS = Path(__file__).parent / "results"
-LEGAL_PAGES = 1500
+LEGAL_PAGES = 3000
 HELD_OUT_BOOKS = ("osbooks-astronomy", "osbooks-introduction-sociology", "osbooks-physics")
 GOOD_BOOKS = (
     "osbooks-psychology",
@@ -46,7 +50,7 @@ GOOD_BOOKS = (
 )
 NOTHING = {"exact": False, "near": False, "paragraph_copies": 0}
 VARIANTS = ("raw", "extracted", "filtered", "deduplicated", "quality-scored")
-MIN_QUALITY = 0.5
+STAYING = 0.5  # share of the documents that the quality score leaves
 
 
 def main() -> None:
@@ -77,16 +81,15 @@ def prepare(data: Path, folder: Path) -> Path:
     """Write the pages as HTML and as raw text, and what is held out."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "done").exists():
-        with open(folder / "pages.jsonl", "w") as pages, open(folder / "raw.jsonl", "w") as raw:
+        with open(folder / "raw.jsonl", "w") as raw:
             for name, content in training_pages(data):
-                target = folder / "pages" / f"{name}.html"
+                target = folder / name[:3] / f"{name}.html"
                 target.parent.mkdir(exist_ok=True)
                 target.write_bytes(content)
                 text = extract_plain_text(
                     decode(content, ""), main_content=False, alt_texts=True, links=False, form_fields=True, noscript=True
                 )
                 raw.write(json.dumps({"text": text, "url": name}) + "\n")
-                pages.write(json.dumps({"url": name}) + "\n")
         write(folder / "web.jsonl", (extract_plain_text(content.decode("utf-8", "replace")) for content in gold(data)))
         write(folder / "textbook.jsonl", (text[:8000] for book in HELD_OUT_BOOKS for text in book_texts(data, book, 40)))
         write(folder / "good.jsonl", (text for book in GOOD_BOOKS for text in book_texts(data, book, None)))
@@ -128,16 +131,20 @@ def documents(variant: str, texts: Path, out: Path) -> Artifact:
     """Build the documents of a variant; each has all steps of those before it."""
     if variant == "raw":
         return make(out / variant, [{"name": "pages", "path": str(texts / "raw.jsonl"), "trusted": True}])
-    source = {"name": "pages", "path": str(texts / "pages")}
+    sources = [{"name": name, "path": str(texts / name), "profile": profile} for name, profile in (("web", "web"), ("law", "docs"))]
     if variant == "extracted":
-        return make(out / variant, [source | {"trusted": True}])
+        return make(out / variant, [source | {"profile": "auto", "trusted": True} for source in sources])
     if variant == "filtered":
-        return make(out / variant, [source], languages=["en"])
+        return make(out / variant, sources, languages=["en"])
     if variant == "deduplicated":
-        return make(out / variant, [source], languages=["en"], dedup={})
-    good, bad = {"name": "books", "path": str(texts / "good.jsonl")}, {"name": "raw", "path": str(texts / "raw.jsonl")}
+        return make(out / variant, sources, languages=["en"], dedup={})
+    good, bad = {"name": "books", "path": str(texts / "good.jsonl")}, {"name": "pages", "path": str(out / "deduplicated")}
     train_quality(validate(QualityTrainConfig, {"out": out / "quality", "positives": [good], "negatives": [bad]}, "quality"))
-    return make(out / variant, [source], languages=["en"], dedup={}, quality=out / "quality", web={"min_quality": MIN_QUALITY})
+    scored = make(out / "scored", sources, languages=["en"], dedup={}, quality=out / "quality")
+    rows = pq.read_table(scored.path / "documents", columns=["scores"])["scores"].to_pylist()
+    least = {"min_quality": statistics.quantiles([dict(row)["quality"] for row in rows], n=100)[round(100 * (1 - STAYING)) - 1]}
+    limits = {"web": least, "docs": DOCS.model_dump() | least}
+    return make(out / variant, sources, languages=["en"], dedup={}, quality=out / "quality", **limits)
 
 
 def make(out: Path, sources: list[dict[str, Any]], **settings: Any) -> Artifact:
@@ -197,37 +204,41 @@ def report(figures: list[dict[str, Any]], sets: dict[str, Artifact], out: Path, 
             values = [figure["bpb"][kind] for figure in figures if figure["variant"] == name]
             row[kind] = {
                 "mean": statistics.mean(values),
-                "error": statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0,
+                "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
             }
         rows.append(row)
-    print(f"\n{tokens:,} tokens each, {arguments.seeds} seeds; bits per byte on what is held out")
+    print(f"\n{tokens:,} tokens each, {arguments.seeds} seeds; bits per byte on what is held out, mean ± standard deviation")
     print(f"{'variant':<16}{'documents':>10}{'MB':>8}{'epochs':>8}{'textbook':>18}{'web':>18}")
     for row in rows:
-        cells = [f"{row[kind]['mean']:.4f} ± {row[kind]['error']:.4f}" for kind in ("textbook", "web")]
+        cells = [f"{row[kind]['mean']:.4f} ± {row[kind]['deviation']:.4f}" for kind in ("textbook", "web")]
         print(f"{row['variant']:<16}{row['documents']:>10}{row['megabytes']:>8.2f}{row['epochs']:>8.2f}{cells[0]:>18}{cells[1]:>18}")
     RESULTS.mkdir(exist_ok=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS).stdout.strip()
     facts = {"commit": commit, "steps": arguments.steps, "tokens": tokens, "seeds": arguments.seeds, "rows": rows, "runs": figures}
     (RESULTS / "data_ablation.json").write_text(json.dumps(facts, indent=1) + "\n")
-    draw(rows, tokens, arguments.seeds)
+    draw(rows, figures, tokens, arguments.seeds)
 
 
-def draw(rows: list[dict[str, Any]], tokens: int, seeds: int) -> None:
+def draw(rows: list[dict[str, Any]], runs: list[dict[str, Any]], tokens: int, seeds: int) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    labels = [f"{row['variant'].replace('-', '-' + chr(10))}\n{row['megabytes']:.1f} MB" for row in rows]
     for axis, kind, title in zip(axes, ("textbook", "web"), ("held-out textbooks", "main text of held-out web pages"), strict=True):
-        means, errors = [row[kind]["mean"] for row in rows], [row[kind]["error"] for row in rows]
-        axis.errorbar(range(len(rows)), means, errors, fmt="o-", capsize=4, color="#2563eb")
-        axis.set_xticks(range(len(rows)), [row["variant"].replace("-", "-\n") for row in rows], fontsize=8)
+        axis.plot([row[kind]["mean"] for row in rows], "-", color="#2563eb", linewidth=1.5, label="mean")
+        for place, row in enumerate(rows):
+            values = [run["bpb"][kind] for run in runs if run["variant"] == row["variant"]]
+            axis.plot([place] * len(values), values, "o", color="#2563eb", alpha=0.55, markersize=5, label=None if place else "a seed")
+        axis.set_xticks(range(len(rows)), labels, fontsize=8)
         axis.set_title(title, fontsize=10)
         axis.grid(axis="y", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("bits per byte (less is better)")
-    figure.suptitle(f"Each step adds to those before it; {tokens / 1e6:.1f}M tokens, mean ± standard error of {seeds} seeds", fontsize=10)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"Each step adds to those before it; {tokens / 1e6:.2f}M tokens for each of {seeds} seeds", fontsize=10)
     figure.savefig(RESULTS / "data_ablation.png", dpi=150)
 
 
