@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from openmai.base.errors import OpenmaiError
@@ -36,6 +35,51 @@ IGNORED = re.compile(
 )
 
 
+class Tensors:
+    """The tensors of one safetensors file, read whole or by rows as they are asked for; nothing is mapped, so a file may be of any size."""
+
+    def __init__(self, file: Path) -> None:
+        broken = f"{file}: cannot be read ({{}}); copy or download the file again"
+        try:
+            self.handle = file.open("rb", buffering=0)
+            length = int.from_bytes(self.handle.read(8), "little")
+            size = file.stat().st_size
+            if length > size - 8:
+                raise OpenmaiError(broken.format("its header is longer than the file"))
+            header = json.loads(self.handle.read(length))
+        except OSError as error:
+            raise OpenmaiError(broken.format(error.strerror)) from None
+        except ValueError:
+            raise OpenmaiError(broken.format("not a safetensors file")) from None
+        header.pop("__metadata__", None)
+        self.start, self.entries = 8 + length, header
+        end = self.start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if size != end:
+            raise OpenmaiError(broken.format(f"{size} bytes instead of {end}"))
+        unknown = {entry["dtype"] for entry in header.values()} - set(DTYPES.values())
+        if unknown:
+            raise OpenmaiError(f"{file}: numbers of type {', '.join(sorted(unknown))} are not supported")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.entries[name]["shape"])
+
+    def dtype(self, name: str) -> torch.dtype:
+        return next(dtype for dtype, code in DTYPES.items() if code == self.entries[name]["dtype"])
+
+    def read(self, name: str, row: int | None = None) -> Tensor:
+        """Return a tensor, or element `row` of its first axis."""
+        dtype, shape = self.dtype(name), self.shape(name)
+        shape = shape if row is None else shape[1:]
+        data = bytearray(math.prod(shape) * dtype.itemsize)
+        position, view = self.start + self.entries[name]["data_offsets"][0] + (row or 0) * len(data), memoryview(data)
+        while view:
+            count = os.preadv(self.handle.fileno(), [view], position)
+            if not count:
+                raise OpenmaiError(f"{self.handle.name}: the file became shorter while it was read")
+            view, position = view[count:], position + count
+        return torch.frombuffer(data, dtype=dtype).view(shape) if data else torch.empty(shape, dtype=dtype)
+
+
 class Folder:
     """The tensors of a Hugging Face folder, read lazily; FP8 (DeepSeek-V3) and MXFP4 (gpt-oss) become bf16 on the way."""
 
@@ -47,15 +91,10 @@ class Folder:
         if not listed:
             raise OpenmaiError(f"{path}: no *.safetensors file; convert older formats with transformers' save_pretrained first")
         self.path = path
-        self.files = {}
-        self.where: dict[str, tuple[str, str]] = {}
+        self.where: dict[str, tuple[Tensors, str]] = {}
         for name in listed:
-            try:
-                self.files[name] = safe_open(path / name, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise OpenmaiError(f"{path / name}: cannot be read ({error}); copy or download the file again") from None
-            for tensor in list(self.files[name].keys()):
-                self.where[_text_name(tensor)] = (name, tensor)
+            tensors = Tensors(path / name)
+            self.where |= {_text_name(stored): (tensors, stored) for stored in tensors.entries}
 
     @property
     def names(self) -> set[str]:
@@ -73,39 +112,37 @@ class Folder:
         """Return the type that `read` gives."""
         if name not in self.where:
             return torch.bfloat16
-        dtype = self._slice(name)[:0].dtype
+        tensors, stored = self.where[name]
+        dtype = tensors.dtype(stored)
         return torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
 
     def read(self, name: str, row: int | None = None) -> Tensor:
         """Return a tensor, or element `row` of its first axis."""
         if name not in self.where:
             return self._from_fp4(name, row)
-        value = self._slice(name)[row] if row is not None else self._tensor(name)
+        value = self._stored(name, row)
         if value.dtype != torch.float8_e4m3fn:
             return value
         if f"{name}_scale_inv" not in self.where:
             raise OpenmaiError(f"{self.path}: {name} is FP8, but its scales {name}_scale_inv are missing")
-        scales = self._tensor(f"{name}_scale_inv").float()
+        scales = self._stored(f"{name}_scale_inv").float()
         scales = scales.repeat_interleave(FP8_BLOCK, 0).repeat_interleave(FP8_BLOCK, 1)[: value.shape[0], : value.shape[1]]
         return (value.float() * scales).bfloat16()
 
     def _from_fp4(self, name: str, row: int | None) -> Tensor:
         """Decode MXFP4: 16 bytes of two numbers each share an exponent; the matrices come out transposed, as gpt-oss has them."""
-        blocks, scales = (self._slice(f"{name}_{part}")[row if row is not None else slice(None)] for part in ("blocks", "scales"))
+        blocks, scales = (self._stored(f"{name}_{part}", row) for part in ("blocks", "scales"))
         table = torch.tensor(FP4, dtype=torch.bfloat16)
         numbers = torch.stack((table[(blocks & 15).long()], table[(blocks >> 4).long()]), dim=-1).flatten(-2)
         return torch.ldexp(numbers, scales.int().unsqueeze(-1) - 127).flatten(-2).bfloat16().mT
 
-    def _slice(self, name: str):  # type: ignore[no-untyped-def]
-        file, stored = self.where[name]
-        return self.files[file].get_slice(stored)
-
-    def _tensor(self, name: str) -> Tensor:
-        file, stored = self.where[name]
-        return self.files[file].get_tensor(stored)
+    def _stored(self, name: str, row: int | None = None) -> Tensor:
+        tensors, stored = self.where[name]
+        return tensors.read(stored, row)
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._slice(name).get_shape())
+        tensors, stored = self.where[name]
+        return tensors.shape(stored)
 
 
 def _text_name(name: str) -> str:
