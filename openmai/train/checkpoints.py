@@ -16,6 +16,7 @@ from openmai.base.errors import OpenmaiError
 from openmai.base.files import hash_file, read_json, sync_folder, write_json
 from openmai.base.progress import say
 from openmai.model.transformer import Transformer
+from openmai.parallel.processes import Processes
 
 _SUMS = "checksums.json"
 
@@ -23,37 +24,50 @@ _SUMS = "checksums.json"
 class Checkpoints:
     """The checkpoints of one run in `folder`; the newest `keep` are kept."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, processes: Processes | None = None) -> None:
+        self.folder, self.keep, self.processes = folder, keep, processes or Processes()
         folder.mkdir(exist_ok=True)
 
     def save(self, step: int, model: Transformer, optimizers: list[torch.optim.Optimizer]) -> None:
-        """Write the state after `step` steps under a temporary name, then rename it."""
+        """Write the state after `step` steps under a temporary name, each process its part; then the first one renames it."""
         final, temporary = self.folder / f"step-{step:08d}", self.folder / f"step-{step:08d}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
+        if self.processes.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self.processes.wait()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.save(_state(model, optimizers), checkpoint_id=temporary, no_dist=True)
-        write_json(temporary / _SUMS, {file.name: hash_file(file) for file in sorted(temporary.iterdir())})
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
-        sync_folder(self.folder)
-        for old in self._finished()[: -self.keep]:
-            shutil.rmtree(old)
+            dcp.save(_state(model, optimizers), checkpoint_id=temporary, no_dist=self.processes.size == 1)
+        if self.processes.rank == 0:
+            write_json(temporary / _SUMS, {file.name: hash_file(file) for file in sorted(temporary.iterdir())})
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+            sync_folder(self.folder)
+            for old in self._finished()[: -self.keep]:
+                shutil.rmtree(old)
+        self.processes.wait()
 
     def restore(self, model: Transformer, optimizers: list[torch.optim.Optimizer]) -> int:
-        """Load the newest undamaged checkpoint into model and optimizers; return its step, or 0 if there is none."""
+        """Load the newest undamaged checkpoint into model and optimizers; return its step, or 0 if there is none.
+
+        It may have been written by another number of processes. The first process looks for it, so that all take the same.
+        """
+        folder = self.processes.tell(self._newest() if self.processes.rank == 0 else None)
+        if folder is None:
+            return 0
+        state = _state(model, optimizers)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(state, checkpoint_id=folder, no_dist=self.processes.size == 1)
+        set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizers"])
+        return int(folder.name.removeprefix("step-"))
+
+    def _newest(self) -> Path | None:
         for folder in reversed(self._finished()):
             problem = _damage(folder)
             if problem is None:
-                state = _state(model, optimizers)
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-                    dcp.load(state, checkpoint_id=folder, no_dist=True)
-                set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizers"])
-                return int(folder.name.removeprefix("step-"))
+                return folder
             say(f"{folder}: {problem}; falling back to the checkpoint before it")
-        return 0
+        return None
 
     def _finished(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".tmp")

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from openmai.base.config import Config
 from openmai.model.config import ModelConfig, load_preset
+from openmai.parallel.layout import Layout
 
 
 class OptimizerConfig(Config):
@@ -71,6 +72,8 @@ class LoopConfig(Config):
 class PretrainConfig(Config):
     """Train a base model on token shards."""
 
+    not_in_key: ClassVar[tuple[str, ...]] = ("layout",)
+
     shards: Path
     "shards artifact"
     tokenizer: Path
@@ -96,6 +99,7 @@ class PretrainConfig(Config):
     loop: LoopConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    layout: Layout = Layout()
 
     @model_validator(mode="after")
     def _possible(self) -> PretrainConfig:

@@ -178,8 +178,12 @@ class PretrainBatches:
     mixture: Mixture
     rows: int
     micro_rows: int
+    rank: int = 0
+    size: int = 1
+    "of `size` processes, number `rank` takes its equal share of each batch; the samples of a step are the same for any number"
 
     def __call__(self, step: int) -> Batch:
-        """Return the micro-batches of optimizer step `step`: ids and targets, each (micro_rows, context)."""
-        windows = torch.from_numpy(self.mixture.windows(step * self.rows, self.rows))
+        """Return this process's micro-batches of optimizer step `step`: ids and targets, each (micro_rows, context)."""
+        share = self.rows // self.size
+        windows = torch.from_numpy(self.mixture.windows(step * self.rows + self.rank * share, share))
         return [{"ids": part[:, :-1], "targets": part[:, 1:]} for part in windows.split(self.micro_rows)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from openmai.model.transformer import Transformer
+from openmai.parallel.exchange import on_whole_matrices
 from openmai.train.config import OptimizerConfig, ScheduleConfig
 
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -29,10 +30,24 @@ def orthogonalize(update_MRC: Tensor, steps: int = 5) -> Tensor:
     return x.mT if tall else x
 
 
+def orthogonalize_all(updates: list[Tensor]) -> list[Tensor]:
+    """Orthogonalise each matrix (R, C), also in stacks (E, R, C), those of one shape together, and scale it by sqrt(max(1, R / C))."""
+    by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+    for index, update in enumerate(updates):
+        by_shape[update.shape[-2:]].append(index)
+    results = list(updates)
+    for (rows, columns), indices in by_shape.items():
+        parts = [updates[index].reshape(-1, rows, columns) for index in indices]
+        stack = orthogonalize(torch.cat(parts)) * max(1, rows / columns) ** 0.5
+        for index, part in zip(indices, stack.split([len(part) for part in parts]), strict=True):
+            results[index] = part.view_as(updates[index])
+    return results
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised, for matrices (R, C) and stacks of them (E, R, C), each matrix alone.
 
-    Matrices of one shape are orthogonalised together. The update is scaled by sqrt(max(1, R / C)).
+    Under FSDP each process orthogonalises its share of the whole matrices (`parallel/exchange.py`).
     """
 
     def __init__(self, parameters: list[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
@@ -41,16 +56,11 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape[parameter.shape[-2:]].append(parameter)
-            for (rows, columns), parameters in by_shape.items():
-                updates = [self._momentum(parameter, group["momentum"]).reshape(-1, rows, columns) for parameter in parameters]
-                stack = orthogonalize(torch.cat(updates)) * max(1, rows / columns) ** 0.5
-                for parameter, update in zip(parameters, stack.split([len(update) for update in updates]), strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update.view_as(parameter), alpha=-group["lr"])
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            updates = on_whole_matrices([self._momentum(parameter, group["momentum"]) for parameter in parameters], orthogonalize_all)
+            for parameter, update in zip(parameters, updates, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-group["lr"])
 
     def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
         """Advance the running mean of gradients and return its Nesterov look-ahead."""

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from openmai.base.artifact import Artifact, create
+from openmai.base.artifact import Artifact
 from openmai.base.errors import OpenmaiError
 from openmai.base.progress import say
-from openmai.model.checkpoint import KIND, save_model
+from openmai.model.checkpoint import KIND, save_model, stored_tensors
 from openmai.model.loss import stream_nats
 from openmai.model.transformer import Transformer, num_parameters
+from openmai.parallel.apply import let_go, make_mesh, shard
+from openmai.parallel.processes import Processes, create_together, whole
 from openmai.tokenizer.shards import Shard
 from openmai.tokenizer.tokenizer import Tokenizer
 from openmai.train.config import PretrainConfig
@@ -27,16 +29,20 @@ def pretrain(config: PretrainConfig) -> Artifact:
     vocabulary = Artifact.load(config.tokenizer, "tokenizer")
     recipe = MixtureFile.read(config.mixture) if config.mixture else None
     inputs: list[Artifact | Path] = [shards, vocabulary, *([recipe.path] if recipe else [])]
-    with create(config.out, kind=KIND, version=1, config=config, inputs=inputs) as work:
+    processes = Processes.start(config.loop.device)
+    layout = config.layout.resolve(processes.size, config.batch_rows, config.micro_rows)
+    with create_together(processes, config.out, kind=KIND, version=1, config=config, inputs=inputs) as work:
         if work.finished:
             return work.finished
-        prepare_cpu(config.loop.threads)
+        prepare_cpu(config.loop.threads if processes.size == 1 else max(1, config.loop.threads))
         tokenizer = Tokenizer.load(vocabulary.path)
         if tokenizer.fingerprint != shards.metrics["fingerprint"]:
             raise OpenmaiError(f"{config.shards}: encoded with another tokenizer than {config.tokenizer}; encode again")
         model = Transformer(config.architecture(tokenizer.vocab_size))
         model.initialize(config.loop.seed)
         model.to(config.loop.device)
+        if processes.size > 1:
+            shard(model, make_mesh(layout, config.loop.device), bf16=False)
         samples = config.loop.steps * config.batch_rows
         if recipe:
             mixture = Mixture.open_phases(shards, config.context, recipe, samples, config.loop.seed)
@@ -51,7 +57,7 @@ def pretrain(config: PretrainConfig) -> Artifact:
         train(
             "pretrain",
             model,
-            PretrainBatches(mixture, config.batch_rows, config.micro_rows),
+            PretrainBatches(mixture, config.batch_rows, config.micro_rows, processes.rank, processes.size),
             NextToken(),
             work.path,
             config.loop,
@@ -59,11 +65,18 @@ def pretrain(config: PretrainConfig) -> Artifact:
             config.schedule,
             [validate],
             work.tick,
+            processes,
         )
-        save_model(model, work.path, vocabulary.path)
+        if processes.rank == 0:
+            save_model(model, work.path, vocabulary.path, whole)
+        else:
+            for name in stored_tensors(model):  # the first process puts these together
+                whole(model.state_dict()[name])
         say(f"validation: {validate.latest:.4f} bits per byte (untrained {initial:.4f})")
         metrics = {"parameters": num_parameters(model), "tokens": tokens, "val_bpb": validate.latest, "untrained_val_bpb": initial}
-        return work.finish(metrics, scratch=["checkpoints"])
+        sealed = work.finish(metrics, scratch=["checkpoints"])
+        processes.wait()
+        return sealed
 
 
 class Validation:
@@ -81,7 +94,9 @@ class Validation:
 
     def bits_per_byte(self, model: Transformer) -> float:
         """Return the bits that `model` needs per byte of validation text."""
-        return stream_nats(model, self.tokens, self.context, self.end_of_text) / math.log(2) / self.bytes
+        nats = stream_nats(model, self.tokens, self.context, self.end_of_text)
+        let_go(model)
+        return nats / math.log(2) / self.bytes
 
     def __call__(self, step: Step) -> dict[str, float] | None:
         if step.number % self.every and not step.last:
