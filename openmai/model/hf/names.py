@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from openmai.model.config import ModelConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def units(config: ModelConfig, names: Names, shapes: Mapping[str, tuple[int, ...
         block, rest = split_name(name)
         module, leaf = rest.rpartition(".")[::2]
         if block is None:
-            yield _plain(_translate(names.outside, rest), name)
+            yield _plain(translate(names.outside, rest), name)
             continue
         prefix = f"{names.layers}{block}."
         key = rest if rest in firsts or rest in others else module
@@ -146,7 +145,7 @@ def units(config: ModelConfig, names: Names, shapes: Mapping[str, tuple[int, ...
             ours = tuple(f"blocks.{block}.{member}" + ("" if key == rest else f".{leaf}") for member in members)
             yield from _joined(prefix + theirs + ("" if key == rest else f".{leaf}"), ours, names, shapes)
             continue
-        theirs = prefix + _translate(names.block, rest)
+        theirs = prefix + translate(names.block, rest)
         if "{e}" in theirs:
             for expert in range(shapes[name][0]):
                 yield _plain(theirs.format(e=expert), name, our_row=expert)
@@ -176,8 +175,6 @@ def _joined(theirs: str, ours: tuple[str, ...], names: Names, shapes: Mapping[st
 
 
 def _stack(flip: bool, parts: list[Tensor]) -> Tensor:
-    import torch
-
     return torch.cat(parts).mT if flip else torch.cat(parts)
 
 
@@ -187,8 +184,6 @@ def _unstack(flip: bool, sizes: list[int], tensor: Tensor) -> list[Tensor]:
 
 def _alternate(parts: list[Tensor]) -> Tensor:
     """Gate (F, D) and up (F, D) to (D, 2F), column by column; biases (F,) to (2F,)."""
-    import torch
-
     return torch.stack(parts, dim=1).flatten(0, 1).mT if parts[0].ndim == 2 else torch.stack(parts, dim=1).flatten()
 
 
@@ -207,21 +202,15 @@ def _deinterleave(heads: int, width: int, tensor: Tensor) -> list[Tensor]:
 
 def interleave(rows: Tensor, heads: int, width: int) -> Tensor:
     """Reorder the last `width` rows of each head from rotary pairs (i, i + width/2) to pairs (2i, 2i + 1)."""
-    import torch
-
     return _reorder(rows, heads, torch.arange(width).view(2, -1).T.flatten())
 
 
 def deinterleave(rows: Tensor, heads: int, width: int) -> Tensor:
     """Undo `interleave`."""
-    import torch
-
     return _reorder(rows, heads, torch.arange(width).view(-1, 2).T.flatten())
 
 
 def _reorder(rows: Tensor, heads: int, order: Tensor) -> Tensor:
-    import torch
-
     if rows.is_meta:
         return rows
     per_head = rows.unflatten(0, (heads, -1))
@@ -252,6 +241,3 @@ def translate(table: Mapping[str, str], name: str) -> str:
         return table[name]
     module, leaf = name.rsplit(".", 1)
     return f"{table[module]}.{leaf}"
-
-
-_translate = translate
