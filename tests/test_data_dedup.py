@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +20,11 @@ from numpy.typing import NDArray
 
 from openmai.base.errors import OpenmaiError
 from openmai.data.dedup import cluster, spill
+from openmai.data.dedup import near as near_module
 from openmai.data.dedup.config import Dedup
 from openmai.data.dedup.exact import Dropped, exact
 from openmai.data.dedup.fingerprint import Lists, drop, fingerprint, fixed_keys, jaccard, list_keys, schema, shingle_sets, shingles
-from openmai.data.dedup.near import near, preferences
+from openmai.data.dedup.near import choose, choose_many, near, preferences
 from openmai.data.dedup.repeated import repeated
 from openmai.data.dedup.spill import Spill
 
@@ -211,10 +213,93 @@ def test_many_copies_of_a_template_cost_one_comparison_each(tmp_path: Path, monk
         calls["compared"] += 1
         return jaccard(a, b)
 
-    monkeypatch.setattr("openmai.data.dedup.near.jaccard", counted)
-    found = find_near([f"{template} {number}" for number in range(300)], tmp_path)
+    def many(*arguments: Any) -> tuple[Dropped, int]:
+        found, compared = choose_many(*arguments)
+        calls["compared by compiled code"] += compared
+        return found, compared
+
+    monkeypatch.setattr(near_module, "jaccard", counted)
+    monkeypatch.setattr(near_module, "choose_many", many)
+    texts = [f"{template} {number}" for number in range(300)]
+    found = find_near(texts, tmp_path)
     assert len(found.rows) == 299
-    assert calls["compared"] == 299
+    monkeypatch.setattr(near_module, "_BUFFER", 1)  # the slow twin
+    assert_equal(find_near(texts, tmp_path), found)
+    assert calls == {"compared": 299, "compared by compiled code": 299}
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    buckets=st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=8), max_size=12),
+    preference=st.lists(st.sampled_from([-np.inf, 0.0, 1.0, 2.0]), min_size=12, max_size=12),
+    sets=st.lists(st.sets(st.integers(0, 6)), min_size=12, max_size=12),
+    least=st.sampled_from([0.0, 0.3, 0.5, 0.8]),
+    earlier=st.integers(0, 12),
+    rivals=st.integers(1, 4),
+)
+def test_compiled_choice_against_the_slow_twin(
+    buckets: list[list[int]], preference: list[float], sets: list[set[int]], least: float, earlier: int, rivals: int
+) -> None:
+    values = [np.array(sorted(found), np.uint64) for found in sets]
+    keys = np.repeat(np.arange(len(buckets), dtype=np.uint64), [len(bucket) for bucket in buckets])
+    rows = np.array([row for bucket in buckets for row in bucket], np.int64)
+    calls = 0
+
+    def counted(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:
+        nonlocal calls
+        calls += 1
+        return jaccard(a, b)
+
+    def lists(numbers: NDArray[np.int64]) -> Lists:
+        assert (np.diff(numbers) > 0).all()
+        found = [values[row] for row in numbers]
+        return Lists(np.concatenate([np.zeros(0, np.uint64), *found]), np.cumsum([0, *map(len, found)]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_module, "_RIVALS", rivals)
+        patch.setattr(near_module, "jaccard", counted)
+        slow = list(choose(keys, rows.astype(np.uint64), np.array(preference), values.__getitem__, least, earlier))
+        found, compared = choose_many(keys, rows, np.array(preference), lists, least, earlier)
+    assert list(zip(found.rows.tolist(), found.kept.tolist(), found.similarity.tolist(), strict=True)) == slow
+    assert compared == calls
+
+
+def test_components_that_do_not_fit_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, taken = make_texts(30, random.Random(9)), []
+    calls: Counter[str] = Counter()
+
+    def many(keys: Any, rows: Any, preference: Any, sets: Any, *rest: Any) -> tuple[Dropped, int]:
+        taken.append(len(sets(np.unique(rows)).values))
+        return choose_many(keys, rows, preference, sets, *rest)
+
+    def slow(*arguments: Any) -> Iterator[tuple[int, int, float]]:
+        calls["slow"] += 1
+        return choose(*arguments)
+
+    monkeypatch.setattr(near_module, "choose_many", many)
+    monkeypatch.setattr(near_module, "choose", slow)
+    expected = find_near(texts, tmp_path, earlier=20)
+    assert (len(taken), calls["slow"]) == (1, 0)
+    for buffer in (1100, 3000):
+        taken.clear()
+        monkeypatch.setattr(near_module, "_BUFFER", buffer)
+        assert_equal(find_near(texts, tmp_path, earlier=20), expected)
+        assert len(taken) > 3
+        assert max(taken) <= buffer
+        assert (calls["slow"] > 0) == (buffer == 1100)
+        calls.clear()
+
+
+def test_a_text_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    text = " ".join(random.Random(10).choices(VOCABULARY, k=300))
+    found = fingerprint([text] * 200, Dedup())
+
+    def fetch(rows: NDArray[np.int64]) -> Iterator[str]:
+        yield from [text] * 100
+        raise OpenmaiError("the texts end here")
+
+    with pytest.raises(OpenmaiError, match="the texts end here"):
+        near([found.bands], np.ones(200, np.bool_), np.zeros(200), fetch, Dedup(), tmp_path)
 
 
 def test_wrong_number_of_keys_is_an_error(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ Rows = NDArray[np.int64]
 _RIVALS = 64
 _CHUNK = 1 << 16
 _CACHED = 64  # sets of shingles
-_THREADS, _BATCH = 4, 64  # more threads would wait for the interpreter's lock
+_BUFFER = 1 << 23  # shingles of the components that are looked at together: 64 MB
+_THREADS, _BATCH, _AHEAD = 4, 64, 9  # threads (more would wait for the interpreter's lock), texts of a batch, batches under way
 
 
 def near(
@@ -52,7 +53,7 @@ def near(
     scratch.mkdir(parents=True, exist_ok=True)
     buckets = scratch / "buckets"
     roots, is_candidate = _components(bands, takes_part, config, buckets, earlier)
-    rows, kept, similarity = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)], [np.zeros(0)]
+    found = [Dropped(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
     with (
         ShingleSets(scratch / "shingles", is_candidate, texts, config.ngram) as sets,
         Spill(scratch / "components", 3, buckets.stat().st_size // 16) as spill,
@@ -60,12 +61,10 @@ def near(
         for chunk in _chunks(buckets):
             spill.add(np.column_stack([roots[chunk[:, 1].astype(np.int64)].astype(np.uint64), chunk]))
         for part in spill.parts():
-            found = list(_choose_each(part, preference, sets, config.jaccard, earlier))
-            rows.append(np.array([row for row, _, _ in found], np.uint64))
-            kept.append(np.array([row for _, row, _ in found], np.uint64))
-            similarity.append(np.array([alike for _, _, alike in found]))
+            found.extend(_choose_all(_distinct(part), preference, sets, config.jaccard, earlier))
     buckets.unlink()
-    return in_order(np.concatenate(rows), np.concatenate(kept), np.concatenate(similarity))
+    rows, kept = (np.concatenate(numbers).astype(np.uint64) for numbers in zip(*((one.rows, one.kept) for one in found), strict=True))
+    return in_order(rows, kept, np.concatenate([one.similarity for one in found]))
 
 
 def choose(
@@ -73,7 +72,8 @@ def choose(
 ) -> Iterator[tuple[int, int, float]]:
     """Yield (row that goes, row that stays, similarity) of connected candidates; row `rows[i]` lies in the bucket `keys[i]`.
 
-    A row is compared with those that stay in its buckets, in the order of preference, up to the first that is similar.
+    A row is compared with those that stay in its buckets, in the order of preference, up to the first that is similar. This is the readable
+    twin of `choose_many`, for what does not fit its buffer.
     """
     buckets: dict[int, list[int]] = defaultdict(list)
     for key, row in zip(keys.tolist(), rows.tolist(), strict=True):
@@ -90,6 +90,29 @@ def choose(
             for key in buckets[row]:
                 if len(stays[key]) < _RIVALS:
                     stays[key].append(row)
+
+
+def choose_many(
+    keys: Keys, rows: Rows, preference: NDArray[np.floating], sets: Callable[[Rows], Lists], least: float, earlier: int
+) -> tuple[Dropped, int]:
+    """Choose as `choose` does, by compiled code, in any number of components; return the choice and how many pairs were compared for it.
+
+    Equal keys stand side by side. `sets` is called once, with all distinct rows in order.
+    """
+    numbers, inverse = np.unique(rows, return_inverse=True)
+    order = np.lexsort((numbers, -preference[numbers], numbers >= earlier))
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    places = place[inverse]
+    starts = run_starts(keys)
+    buckets = np.repeat(np.arange(len(starts) - 1), np.diff(starts))[np.argsort(places, kind="stable")]
+    ends = np.cumsum(np.bincount(places, minlength=len(order)))
+    found = sets(numbers)
+    kept, similarity, compared = _choose(
+        buckets, ends, starts, order, np.searchsorted(numbers, earlier), found.values, found.offsets, least, _RIVALS
+    )
+    goes = np.flatnonzero(kept >= 0)
+    return Dropped(numbers[order[goes]], numbers[order[kept[goes]]], similarity[goes]), compared
 
 
 def preferences(
@@ -126,6 +149,18 @@ class ShingleSets:
     def __call__(self, row: int) -> Keys:
         return self.read(row)
 
+    def sizes(self, rows: Rows) -> NDArray[np.int64]:
+        return (self.ends[rows + 1] - self.ends[rows]) // 8
+
+    def many(self, rows: Rows) -> Lists:
+        """Return the shingles of rows in order; what lies side by side in the file is read at once."""
+        offsets = np.concatenate([[0], np.cumsum(self.sizes(rows))])
+        values = np.empty(offsets[-1], np.uint64)
+        apart = np.flatnonzero(self.ends[rows[1:]] != self.ends[rows[:-1] + 1]) + 1
+        for first, last in pairwise([0, *apart.tolist(), len(rows)]):
+            os.preadv(self.file.fileno(), [values[offsets[first] : offsets[last]].data], self.ends.item(rows[first]))
+        return Lists(values, offsets)
+
     def _read(self, row: int) -> Keys:
         start, end = self.ends.item(row), self.ends.item(row + 1)
         return np.frombuffer(os.pread(self.file.fileno(), end - start, start), np.uint64)
@@ -136,16 +171,17 @@ class ShingleSets:
 
 
 def _all_shingles(texts: Iterator[str], ngram: int) -> Iterator[Lists]:
-    """Yield the shingles of some texts at a time, in order; threads compute them while the next texts are read."""
-    threads = min(_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[Future[Lists]] = deque()
-        while batch := list(islice(texts, _BATCH)):
-            ahead.append(pool.submit(shingle_sets, batch, ngram))
-            if len(ahead) > 2 * threads:
-                yield ahead.popleft().result()
-        for future in ahead:
-            yield future.result()
+    """Yield the shingles of some texts at a time, in order; one thread reads texts ahead, others compute shingles."""
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+
+        def next_one() -> Future[Lists]:
+            batch = reader.submit(lambda: list(islice(texts, _BATCH)))
+            return pool.submit(lambda: shingle_sets(batch.result(), ngram))
+
+        ahead = deque(next_one() for _ in range(_AHEAD))
+        while len(found := ahead.popleft().result()):
+            ahead.append(next_one())
+            yield found
 
 
 def _components(
@@ -180,12 +216,29 @@ def _chunks(path: Path) -> Iterator[Keys]:
             yield piece.reshape(-1, 2)
 
 
-def _choose_each(
-    part: Keys, preference: NDArray[np.floating], sets: ShingleSets, least: float, earlier: int
-) -> Iterator[tuple[int, int, float]]:
-    part = _distinct(part)
-    for start, end in pairwise(run_starts(part[:, 0]).tolist()):
-        yield from choose(part[start:end, 1], part[start:end, 2], preference, sets, least, earlier)
+def _choose_all(part: Keys, preference: NDArray[np.floating], sets: ShingleSets, least: float, earlier: int) -> Iterator[Dropped]:
+    """Choose among rows (component, key, row), as many components at a time as `_BUFFER` holds the shingles of."""
+    starts, keys, rows = run_starts(part[:, 0]), part[:, 1], part[:, 2].astype(np.int64)
+    for start, end, fits in _batches(starts, rows, sets):
+        if fits:
+            yield choose_many(keys[start:end], rows[start:end], preference, sets.many, least, earlier)[0]
+        else:
+            found = list(choose(keys[start:end], part[start:end, 2], preference, sets, least, earlier))
+            goes, kept = (np.array([row[side] for row in found], np.int64) for side in (0, 1))
+            yield Dropped(goes, kept, np.array([alike for _, _, alike in found]))
+
+
+def _batches(starts: NDArray[np.int64], rows: Rows, sets: ShingleSets) -> Iterator[tuple[int, int, bool]]:
+    """Yield (start, end) of neighbouring components, and whether their shingles fit; where not, it is one component."""
+    numbers, first = np.unique(rows, return_index=True)
+    sizes = np.bincount(np.searchsorted(starts, first, "right") - 1, sets.sizes(numbers), len(starts) - 1)
+    until = np.concatenate([[0], np.cumsum(sizes)])
+    component = 0
+    while component < len(sizes):
+        after = int(np.searchsorted(until, until[component] + _BUFFER, "right")) - 1
+        fits, after = after > component, max(after, component + 1)
+        yield int(starts[component]), int(starts[after]), fits
+        component = after
 
 
 def _distinct(part: Keys) -> Keys:
@@ -195,6 +248,49 @@ def _distinct(part: Keys) -> Keys:
     is_first = np.zeros(len(starts) - 1, np.bool_)
     is_first[first] = True
     return part[np.repeat(is_first, np.diff(starts))]
+
+
+_jaccard = njit(cache=True)(jaccard)
+
+
+@njit(cache=True)
+def _choose(buckets, ends, starts, order, earlier, values, offsets, least, most):  # type: ignore[no-untyped-def]
+    """Return for each place the place that stays for it (-1: it stays itself) and their similarity; and the number of comparisons.
+
+    The row of place p lies in the buckets `buckets[ends[p - 1] : ends[p]]`, and its shingles are number `order[p]`; the first `earlier`
+    places stay. Of bucket b, at most `most` that stay are written behind `starts[b]`, in order.
+    """
+    kept, similarity, compared = np.full(len(order), -1), np.zeros(len(order)), 0
+    stays, counts, cursors = np.empty(starts[-1], np.int64), np.zeros(len(starts) - 1, np.int64), np.zeros(len(starts) - 1, np.int64)
+    start = 0
+    for place in range(len(order)):
+        own = buckets[start : ends[place]]
+        start = ends[place]
+        mine = values[offsets[order[place]] : offsets[order[place] + 1]]
+        for bucket in own:
+            cursors[bucket] = 0
+        last = -1
+        while place >= earlier:
+            rival = place
+            for bucket in own:
+                while cursors[bucket] < counts[bucket] and stays[starts[bucket] + cursors[bucket]] <= last:
+                    cursors[bucket] += 1
+                if cursors[bucket] < counts[bucket]:
+                    rival = min(rival, stays[starts[bucket] + cursors[bucket]])
+            if rival == place:
+                break
+            alike = _jaccard(mine, values[offsets[order[rival]] : offsets[order[rival] + 1]])
+            compared += 1
+            if alike >= least:
+                kept[place], similarity[place] = rival, alike
+                break
+            last = rival
+        if kept[place] < 0:
+            for bucket in own:
+                if counts[bucket] < most:
+                    stays[starts[bucket] + counts[bucket]] = place
+                    counts[bucket] += 1
+    return kept, similarity, compared
 
 
 @njit(cache=True)
