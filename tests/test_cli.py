@@ -490,6 +490,22 @@ def test_unfinished_work_is_resumed_if_its_key_is_the_same(tmp_path: Path) -> No
     assert not (out / "part").exists()
 
 
+def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path: Path) -> None:
+    out = tmp_path / "a"
+
+    def die() -> None:
+        with create(out, kind="toy", version=1, config=Settings(out=out)):
+            for name in ("part/.data.json.77.tmp", ".model.safetensors.part", "part/kept", ".kept"):
+                (out / name).parent.mkdir(exist_ok=True)
+                (out / name).write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        die()
+    with create(out, kind="toy", version=1, config=Settings(out=out)) as work:
+        assert work.finish({}).files.keys() == {"part/kept", ".kept"}
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -215,6 +215,9 @@ def _adopt(work: Work) -> None:
         state = read_json(work.path / WORK)
         if (state["kind"], state["key"]) == (work.kind, work.key):
             work.resumed, work.earlier_seconds = True, state["seconds"]
+            for unfinished in work.path.rglob(".*"):  # half-written files that a killed process left under temporary names
+                if unfinished.suffix in (".tmp", ".part") and unfinished.is_file():
+                    unfinished.unlink()
         else:
             _clear(work.path)
     elif any(entry.name != LOCK for entry in work.path.iterdir()):

@@ -41,8 +41,6 @@ def build(config: BuildConfig) -> Artifact:
     with create(config.out, kind="documents", version=build_code(), config=config, inputs=inputs) as work:
         if work.finished:
             return work.finished
-        for unfinished in work.path.rglob(".*.tmp"):  # what `atomic_file` leaves when its process is killed
-            unfinished.unlink()
         (work.path / _WORK).mkdir(exist_ok=True)
         found = _annotate(config, work.path / _WORK)
         work.tick()
