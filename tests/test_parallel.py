@@ -58,16 +58,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(
-    ("processes", "replicas", "cases"), [(2, 1, CASES), (4, 2, ["dense-muon", "moe-muon"]), (4, 1, ["mla-muon", "tied-adamw"])]
-)
+@pytest.mark.parametrize(("processes", "replicas", "cases"), [(2, 1, CASES), (4, 2, ["moe-muon"]), (4, 1, ["mla-muon"])])
 def test_fsdp_and_hsdp_train_what_one_process_trains(processes: int, replicas: int, cases: list[str], alone: Path, tmp_path: Path) -> None:
     run(tmp_path, cases, processes, replicas)
     for case in cases:
         assert_same(events(tmp_path, case), events(alone, case))
 
 
-@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 1), (1, 4)])
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (1, 2)])
 def test_a_run_goes_on_with_another_number_of_processes(before: int, after: int, alone: Path, tmp_path: Path) -> None:
     """Stopped after 12 of 20 steps, two after its newest checkpoint."""
     case = "moe-muon"
