@@ -30,9 +30,10 @@ KIND = "checkpoint"
 def save_model(model: Transformer, folder: Path, tokenizer: Path, whole: Callable[[Tensor], Tensor] = lambda value: value) -> None:
     """Write `model` and a copy of the `tokenizer` folder into `folder`; `whole` puts a tensor together whose parts lie elsewhere."""
     write_json(folder / "model.json", json.loads(model.config.model_dump_json()))
+    state = model.state_dict()
     with Writer(folder / "model.safetensors", stored_tensors(model)) as writer:
         for name in writer.tensors:
-            writer.write(name, whole(model.state_dict()[name].detach()).cpu())
+            writer.write(name, whole(state[name].detach()).cpu())
     (folder / "tokenizer").mkdir(exist_ok=True)
     for file in sorted(tokenizer.iterdir()):
         if file.suffix in (".json", ".jinja") and file.name != "manifest.json":

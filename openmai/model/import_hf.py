@@ -44,7 +44,7 @@ def import_hf(config: ImportConfig) -> Artifact:
         kept = copy_tokenizer(config.folder, work.path / "tokenizer")
         _keep_token_ids(settings, work.path / "tokenizer" / "generation_config.json")
         if not kept:
-            say(f"{config.folder}: no tokenizer.json; the checkpoint can be trained and exported, but not talked to")
+            say(f"{config.folder}: no tokenizer.json; the checkpoint can be planned, loaded and exported, but not talked to")
         if has_predictors(folder, family, model):
             say(f"{config.folder}: its modules of multi-token prediction are left out")
         parameters = count_parameters(model).total

@@ -70,8 +70,9 @@ def pretrain(config: PretrainConfig) -> Artifact:
         if processes.rank == 0:
             save_model(model, work.path, vocabulary.path, whole)
         else:
+            state = model.state_dict()
             for name in stored_tensors(model):  # the first process puts these together
-                whole(model.state_dict()[name])
+                whole(state[name])
         say(f"validation: {validate.latest:.4f} bits per byte (untrained {initial:.4f})")
         metrics = {"parameters": num_parameters(model), "tokens": tokens, "val_bpb": validate.latest, "untrained_val_bpb": initial}
         sealed = work.finish(metrics, scratch=["checkpoints"])
