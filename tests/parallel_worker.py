@@ -1,41 +1,86 @@
-"""torchrun --nproc-per-node N tests/parallel_worker.py OUT CASE[,CASE...] [REPLICAS [STOP]]
+"""python tests/parallel_worker.py OUT PROCESSES CASES
 
-Trains toy models on this process's share of fixed batches, as `train pretrain` does; tests/test_parallel.py compares the events. After
-step STOP every process dies on the spot.
+Trains toy models on each process's share of fixed batches, as `train pretrain` does; tests/test_parallel.py compares the events. CASES is
+a JSON list of [name, model, optimizer, layout, last step]; after the last step every process leaves the run on the spot. Processes are
+forked from one that has imported torch, which saves each of them seconds.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from openmai.model.config import ModelConfig
 from openmai.model.transformer import Transformer
-from openmai.parallel.apply import make_mesh, shard
 from openmai.parallel.layout import Layout
 from openmai.parallel.processes import Processes
+from openmai.parallel.team import Team
 from openmai.train.config import LoopConfig, OptimizerConfig, ScheduleConfig
 from openmai.train.loop import NextToken, Step, train
 
-STEPS, ROWS, CONTEXT, VOCABULARY = 20, 8, 24, 67
-BASE = {"vocab_size": VOCABULARY, "num_layers": 3, "width": 36, "num_heads": 2, "ffn_width": 44, "context": CONTEXT, "head_width": 16}
-EXPERTS = {"num_experts": 6, "num_active": 2, "expert_width": 20, "aux_loss": 0.01, "z_loss": 0.001}
+STEPS, ROWS, CONTEXT, VOCABULARY = 20, 8, 32, 68
+BASE = {"vocab_size": VOCABULARY, "num_layers": 4, "width": 32, "num_heads": 4, "ffn_width": 48, "context": CONTEXT, "head_width": 8}
+EXPERTS = {"num_experts": 8, "num_active": 2, "expert_width": 20, "aux_loss": 0.01, "z_loss": 0.001}
+MLA = {"query_rank": 20, "kv_rank": 12, "nope_width": 6, "rope_width": 4, "value_width": 8}
 MODELS = {
-    "dense": {"qk_norm": True, "num_kv_heads": 1, "window": 9, "global_every": 3},
-    "tied": {"tied_embeddings": True, "norm_place": "both", "logit_softcap": 15.0, "head_bias": True, "qkv_bias": True},
-    "moe": {"moe": {**EXPERTS, "score": "sigmoid", "bias_rate": 0.01, "num_shared": 1, "first_dense": 1}},
-    "mla": {
-        "head_width": None,
-        "mla": {"query_rank": 20, "kv_rank": 12, "nope_width": 10, "rope_width": 6, "value_width": 14},
-        "moe": EXPERTS,
+    "dense": {"qk_norm": True, "num_kv_heads": 2, "window": 9, "global_every": 3},
+    "tied": {
+        "tied_embeddings": True,
+        "norm_place": "both",
+        "logit_softcap": 15.0,
+        "attention_softcap": 20.0,
+        "head_bias": True,
+        "qkv_bias": True,
+        "o_bias": True,
+        "mlp_bias": True,
+        "num_kv_heads": 1,
+        "sinks": True,
     },
+    "alibi": {"positions": "alibi", "norm": "layer", "gated": False, "activation": "gelu", "parallel": True},
+    "span": {"qk_norm": True, "qk_norm_span": "all", "norm_place": "after"},
+    "moe": {"num_kv_heads": 2, "moe": {**EXPERTS, "score": "sigmoid", "bias_rate": 0.01, "num_shared": 1, "first_dense": 1}},
+    "mla": {"head_width": None, "mla": MLA, "moe": EXPERTS},
+    "latent": {"moe": {**EXPERTS, "aux_span": "batch", "latent_width": 16, "every": 2, "expert_bias": True, "router_bias": True}},
     "nanochat": {"value_embeddings": True, "residual_scalars": True, "smear": True, "backout": True, "norm_weight": "none", "gated": False},
+    "values": {"value_embeddings": True, "residual_scalars": True, "backout": True, "norm_weight": "none", "gated": False},
     "ahead": {"num_predict": 2, "moe": EXPERTS},
 }
+
+
+def launch(processes: int, work: Callable[[], None], store: Path) -> int:
+    """Run `work` in forked processes that know each other as those of torchrun do; return how many failed."""
+    children = []
+    for rank in range(processes):
+        pid = os.fork()
+        if pid == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "OPENMAI_QUIET": "1"}
+            try:
+                if processes > 1:
+                    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=processes)
+                work()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            sys.stdout.flush()
+            os._exit(0)
+        children.append(pid)
+    failed = 0
+    for _ in children:
+        pid, status = os.wait()
+        children.remove(pid)
+        if status and not failed:  # the others wait for the one that failed
+            failed += 1
+            for child in children:
+                os.kill(child, 9)
+    return failed
 
 
 def batches(rank: int, size: int):  # type: ignore[no-untyped-def]
@@ -53,31 +98,46 @@ def batches(rank: int, size: int):  # type: ignore[no-untyped-def]
     return of
 
 
-def main() -> None:
-    out, cases, replicas = Path(sys.argv[1]), sys.argv[2].split(","), int(sys.argv[3]) if len(sys.argv) > 3 else 1
-    stop = int(sys.argv[4]) if len(sys.argv) > 4 else STEPS + 1
-    torch.set_num_threads(1)
+class Left(Exception):
+    """Leaves a run, as a process that is killed does."""
+
+
+def run_case(out: Path, name: str, model: str, optimizer: str, layout: dict, last: int) -> None:
+    """Train one model and write its events under `out`/`name`."""
     processes = Processes.start("cpu")
-    for case in cases:
-        name, optimizer = case.split("-")
-        folder = out / case
-        folder.mkdir(parents=True, exist_ok=True)
-        model = Transformer(ModelConfig.model_validate({**BASE, **MODELS[name]}))
-        model.initialize(0)
-        if processes.size > 1:
-            layout = Layout(dp_replicate=replicas).resolve(processes.size, ROWS, 1)
-            shard(model, make_mesh(layout, "cpu"), bf16=False)
-        loop = LoopConfig(steps=STEPS, checkpoint_every=5, keep=10)
+    config = ModelConfig.model_validate({**BASE, **MODELS[model]})
+    resolved = Layout.model_validate(layout).resolve(processes.size, ROWS, 1)
+    resolved.check_model(config, CONTEXT)
+    network = Transformer(config)
+    network.initialize(0)
+    team = Team(processes, resolved, "cpu")
+    network = team.take(network)
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
 
-        def die(step: Step, stop: int = stop) -> None:
-            if step.number == stop:
-                os._exit(0)
+    def leave(step: Step) -> None:
+        if step.number == last:
+            raise Left
 
-        settings = OptimizerConfig(name=optimizer, clip=1.0, weight_decay=0.1)  # type: ignore[arg-type]
-        mine = batches(processes.rank, processes.size)
-        train(case, model, mine, NextToken(), folder, loop, settings, ScheduleConfig(), [die], processes=processes)
-    if processes.size > 1:
-        torch.distributed.destroy_process_group()
+    settings = OptimizerConfig(name=optimizer, clip=1.0, weight_decay=0.1)  # type: ignore[arg-type]
+    loop = LoopConfig(steps=STEPS, checkpoint_every=5, keep=10)
+    mine = batches(team.data_rank, resolved.data)
+    try:
+        train(name, network, mine, NextToken(), folder, loop, settings, ScheduleConfig(), [leave], team=team)
+    except Left:
+        return
+
+
+def main() -> None:
+    out, processes, cases = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+
+    def work() -> None:
+        for case in cases:
+            run_case(out, *case)
+
+    sys.exit(launch(processes, work, out / f"store-{os.getpid()}"))
 
 
 if __name__ == "__main__":

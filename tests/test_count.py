@@ -170,7 +170,7 @@ def test_flops_equal_counted_ones(name: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_causal_attention_counts_what_the_masks_let_through(name: str) -> None:
     """Sum the real masks at 512 tokens, where the formula counts a token's own key as half."""
     config = toy(name, context=512, **({"window": 200} if "window" in name else {}))
-    context = Transformer(config)._context(torch.arange(512)[None], None, None, None, None)
+    context = Transformer(config).context(torch.arange(512)[None])
     seen = 0.0
     for layer in range(config.num_layers):
         mask = context.masks[config.is_global(layer)].dense

@@ -11,25 +11,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel_worker import STEPS
+from parallel_worker import BASE, CONTEXT, MODELS, STEPS
 from safetensors.torch import load_file
 
 from openmai.base.artifact import Artifact
 from openmai.base.errors import OpenmaiError
+from openmai.model.config import ModelConfig
 from openmai.parallel.exchange import on_whole_matrices
 from openmai.parallel.layout import Layout
 
 WORKER = Path(__file__).parent / "parallel_worker.py"
-CASES = ["dense-muon", "dense-adamw", "tied-adamw", "moe-muon", "moe-adamw", "mla-muon", "nanochat-muon", "ahead-muon"]
 
 
-def run(out: Path, cases: list[str], processes: int = 1, replicas: int = 1, stop: int = STEPS + 1) -> None:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def run(out: Path, processes: int, cases: list[tuple[str, str, dict]], last: int = STEPS + 1) -> None:
+    """Train each (name, model-optimizer, layout) up to its last step with so many processes."""
+    told = json.dumps([[name, *model.split("-"), layout, last] for name, model, layout in cases])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENMAI_QUIET": "1"}
-    command = [*launcher, str(WORKER), str(out), ",".join(cases), str(replicas), str(stop)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, str(WORKER), str(out), str(processes), told], env=environment, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -47,32 +47,67 @@ def assert_same(found: list[dict], expected: list[dict]) -> None:
         assert one.get("expert_load") == other.get("expert_load")
 
 
+LAYOUTS: dict[int, list[tuple[str, dict]]] = {
+    2: [
+        ("ahead-muon", {}),
+        ("nanochat-muon", {}),
+        ("tied-adamw", {"tp": 2, "sequence_parallel": False}),
+        ("tied-adamw", {"cp": 2}),
+        ("alibi-muon", {"tp": 2}),
+        ("span-adamw", {"tp": 2}),
+        ("values-muon", {"tp": 2}),
+        ("dense-muon", {"cp": 2}),
+        ("moe-muon", {"ep": 2}),
+        ("mla-adamw", {"tp": 2, "ep": 2}),
+    ],
+    4: [
+        ("moe-adamw", {"dp_replicate": 2, "ep": 2}),
+        ("tied-adamw", {"tp": 4}),
+        ("dense-muon", {"cp": 2, "tp": 2}),
+        ("mla-muon", {"tp": 2, "ep": 4}),
+        ("latent-muon", {"cp": 2, "ep": 4}),
+    ],
+    8: [
+        ("moe-muon", {"dp_shard": 2, "cp": 2, "tp": 2, "ep": 4}),
+        ("dense-adamw", {"dp_replicate": 2, "dp_shard": 2, "tp": 2}),
+    ],
+}
+
+
+def name(processes: int, model: str, layout: dict) -> str:
+    return "-".join([model, str(processes), *(f"{axis}={size}" for axis, size in layout.items())])
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process does."""
     out = tmp_path_factory.mktemp("alone")
-    run(out, CASES)
-    for case in CASES:
-        losses = [event["loss"] for event in events(out, case)]
-        assert losses[-1] < losses[0] - 0.1, f"{case} learns nothing: {losses}"
+    models = sorted({model for layouts in LAYOUTS.values() for model, _ in layouts})
+    run(out, 1, [(model, model, {}) for model in models])
+    for model in models:
+        losses = [event["loss"] for event in events(out, model)]
+        assert losses[-1] < losses[0] - 0.1, f"{model} learns nothing: {losses}"
     return out
 
 
-@pytest.mark.parametrize(("processes", "replicas", "cases"), [(2, 1, CASES), (4, 2, ["moe-muon"]), (4, 1, ["mla-muon"])])
-def test_fsdp_and_hsdp_train_what_one_process_trains(processes: int, replicas: int, cases: list[str], alone: Path, tmp_path: Path) -> None:
-    run(tmp_path, cases, processes, replicas)
-    for case in cases:
-        assert_same(events(tmp_path, case), events(alone, case))
+@pytest.mark.parametrize("processes", LAYOUTS)
+def test_layouts_train_what_one_process_trains(processes: int, alone: Path, tmp_path: Path) -> None:
+    run(tmp_path, processes, [(name(processes, *case), *case) for case in LAYOUTS[processes]])
+    for model, layout in LAYOUTS[processes]:
+        assert_same(events(tmp_path, name(processes, model, layout)), events(alone, model))
 
 
-@pytest.mark.parametrize(("before", "after"), [(4, 2), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_processes(before: int, after: int, alone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "first", "after", "second"),
+    [(4, {"tp": 2, "ep": 2}, 2, {"cp": 2}), (2, {"tp": 2}, 4, {"dp_replicate": 2, "ep": 2}), (1, {}, 4, {"cp": 2, "tp": 2, "ep": 4})],
+)
+def test_a_run_goes_on_under_another_layout(before: int, first: dict, after: int, second: dict, alone: Path, tmp_path: Path) -> None:
     """Stopped after 12 of 20 steps, two after its newest checkpoint."""
-    case = "moe-muon"
-    run(tmp_path, [case], before, stop=12)
-    assert_same(events(tmp_path, case), events(alone, case)[:12])
-    run(tmp_path, [case], after)
-    assert_same(events(tmp_path, case), events(alone, case))
+    model = "moe-muon"
+    run(tmp_path, before, [(model, model, first)], last=12)
+    assert_same(events(tmp_path, model), events(alone, model)[:12])
+    run(tmp_path, after, [(model, model, second)])
+    assert_same(events(tmp_path, model), events(alone, model))
 
 
 def openmai(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
@@ -100,16 +135,16 @@ def test_the_command_line_trains_with_two_processes(tmp_path: Path) -> None:
         shards,
         "--tokenizer",
         tokenizer,
-        "--depth=1",
+        "--depth=2",
         "--context=64",
         "--batch_rows=4",
         "--micro_rows=1",
     ]
     common += ["--loop.steps=6", "--loop.evaluate_every=6", "--loop.threads=1"]
     refused = openmai(*common, "--out", str(tmp_path / "odd"), processes=3)
-    assert "batch_rows=4 cannot be divided among 3 processes" in refused.stderr
-    for out, processes in (("one", 1), ("two", 2)):
-        done = openmai(*common, "--out", str(tmp_path / out), processes=processes)
+    assert "batch_rows=4 cannot be divided among 3 data-parallel groups" in refused.stderr
+    for out, layout in (("one", []), ("two", ["--layout.tp=2"])):
+        done = openmai(*common, *layout, "--out", str(tmp_path / out), processes=1 + len(layout))
         assert done.returncode == 0, done.stderr
     one, two = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "two"))
     assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in two.items()}
@@ -131,26 +166,45 @@ def test_a_damaged_checkpoint_is_passed_over_by_all(alone: Path, tmp_path: Path)
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    run(tmp_path, [case], 2)
+    run(tmp_path, 2, [(case, case, {})])
     assert_same(events(tmp_path, case), events(alone, case))
 
 
 @pytest.mark.parametrize(
     ("layout", "processes", "rows", "message"),
     [
-        (Layout(dp_replicate=3), 4, 8, "dp_replicate=3 x dp_shard=1 is not 4, .* among 1 x 4, 2 x 2, 4 x 1"),
-        (Layout(dp_replicate=2, dp_shard=4), 4, 8, "dp_replicate=2 x dp_shard=4 is not 4"),
-        (Layout(), 3, 8, "batch_rows=8 cannot be divided among 3 processes .* take 2 processes, or a multiple of 3 rows"),
+        ({"dp_replicate": 3}, 4, 8, "dp_replicate=3 x dp_shard=1 is not 4, .* nearest: dp_replicate=2 x dp_shard=2; "),
+        ({"dp_replicate": 2, "dp_shard": 4}, 4, 8, "dp_replicate=2 x dp_shard=4 is not 4"),
+        ({"tp": 3, "cp": 2}, 8, 8, "cp=2 x tp=3 is not 8, .* nearest: .*cp=2 x tp=2 x dp_shard=2|cp=2 x tp=4"),
+        ({}, 3, 8, "batch_rows=8 cannot be divided among 3 data-parallel groups .* take 2 groups, or a multiple of 3 rows"),
+        ({"ep": 3}, 4, 8, "ep=3 does not divide dp_shard x cp x tp = 4; it can be 1 or 2 or 4"),
     ],
 )
-def test_impossible_layouts_are_refused_with_possible_ones(layout: Layout, processes: int, rows: int, message: str) -> None:
+def test_impossible_layouts_are_refused_with_possible_ones(layout: dict, processes: int, rows: int, message: str) -> None:
     with pytest.raises(OpenmaiError, match=message):
-        layout.resolve(processes, rows, 1)
+        Layout.model_validate(layout).resolve(processes, rows, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "layout", "message"),
+    [
+        ("dense", {"tp": 8}, "tp=8 does not divide num_heads=4; take tp=1 or 2 or 4, or num_heads=8"),
+        ("dense", {"ep": 2}, "ep=2 for a model without experts"),
+        ("moe", {"ep": 16}, "ep=16 does not divide num_experts=8; take 1 or 2 or 4 or 8"),
+        ("moe", {"tp": 2, "sequence_parallel": False}, "a mixture with tp needs sequence_parallel"),
+        ("span", {"cp": 3}, "2 x cp = 6 does not divide context=32; take 30"),
+        ("nanochat", {"cp": 2}, "cp does not work with smear"),
+        ("values", {"pp": 2, "schedule": "zbv", "stages_each": 3}, "6 stages for num_layers=4"),
+    ],
+)
+def test_layouts_that_do_not_divide_the_model_are_refused(model: str, layout: dict, message: str) -> None:
+    with pytest.raises(OpenmaiError, match=message):
+        Layout.model_validate(layout).check_model(ModelConfig.model_validate({**BASE, **MODELS[model]}), CONTEXT)
 
 
 def test_layouts_fill_in_what_is_left() -> None:
     assert Layout().resolve(4, 8, 2) == Layout(dp_shard=4)
-    assert Layout(dp_replicate=2).resolve(8, 8, 1) == Layout(dp_replicate=2, dp_shard=4)
+    assert Layout(dp_replicate=2, tp=2).resolve(16, 8, 1) == Layout(dp_replicate=2, dp_shard=4, tp=2)
 
 
 def test_plain_matrices_stay_where_they_are() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -43,6 +44,9 @@ class Context:
     cache: KVCache | None = None
     rows_B: Tensor | None = None
     used: int = 0
+    documents_BT: Tensor | None = None
+    windows: dict[bool, int | None] = field(default_factory=dict)
+    slopes_H: Tensor | None = None
 
 
 def attend(
@@ -131,12 +135,17 @@ def _compiled_flex():  # type: ignore[no-untyped-def]
     return torch.compile(flex_attention)
 
 
+Kernel = Callable[["Attention | LatentAttention", Tensor, Tensor, Tensor, Context, "Tensor | None"], Tensor]
+"(layer, queries, keys, values, context, sinks) -> attended values (B, T, H, K)"
+
+
 class Attention(nn.Module):
     """Grouped-query attention (arXiv:2305.13245)."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.config, self.place = config, Place.of(config, layer)
+        self.kernel: Kernel = _attend_cached
         heads, groups, head = config.num_heads, config.kv_heads, config.head
         self.q = nn.Linear(config.width, heads * head, bias=config.qkv_bias)
         self.k = nn.Linear(config.width, groups * head, bias=config.qkv_bias)
@@ -169,7 +178,7 @@ class Attention(nn.Module):
             q, k = rotate(q, table), rotate(k, table)
         if by_head and config.qk_norm_place == "after":
             q, k = self.q_norm(q), self.k_norm(k)
-        return self.o(_attend_cached(self, q, k, v, context, self.sinks_H).flatten(2))
+        return self.o(self.kernel(self, q, k, v, context, self.sinks_H).flatten(2))
 
     def _embedded_values(self, x_BTD: Tensor, ids_BT: Tensor) -> Tensor:
         """Return what the tokens' value embeddings add, (B, T, G, K), gated per head within (0, 3)."""
@@ -184,6 +193,7 @@ class LatentAttention(nn.Module):
         super().__init__()
         assert config.mla is not None
         self.config, self.place, self.mla = config, Place.of(config, layer), config.mla
+        self.kernel: Kernel = _attend_cached
         heads, mla = config.num_heads, config.mla
         if mla.query_rank:
             self.q_down = nn.Linear(config.width, mla.query_rank, bias=False)
@@ -197,18 +207,22 @@ class LatentAttention(nn.Module):
         self.o = nn.Linear(heads * mla.value_width, config.width, bias=False)
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
-        mla, heads = self.mla, self.config.num_heads
+        mla = self.mla
         q = self.q_up(self.q_norm(self.q_down(x_BTD))) if mla.query_rank else self.q(x_BTD)
-        q_nope, q_rope = q.unflatten(-1, (heads, -1)).split((mla.nope_width, mla.rope_width), dim=-1)
+        q_nope, q_rope = q.unflatten(-1, (-1, self.config.head)).split((mla.nope_width, mla.rope_width), dim=-1)
         latent, k_rope = self.kv_down(x_BTD).split((mla.kv_rank, mla.rope_width), dim=-1)
-        k_nope, v = self.kv_up(self.kv_norm(latent)).unflatten(-1, (heads, -1)).split((mla.nope_width, mla.value_width), dim=-1)
+        k_nope, v = self._unfold(latent).split((mla.nope_width, mla.value_width), dim=-1)
         k_rope = k_rope.unsqueeze(2)
         if self.place.has_rope:
             table = context.ropes[self.place.is_global]
             q_rope, k_rope = rotate(q_rope, table), rotate(k_rope, table)
         q = torch.cat((q_nope, q_rope), dim=-1)
-        k = torch.cat((k_nope, k_rope.expand(-1, -1, heads, -1)), dim=-1)
-        return self.o(_attend_cached(self, q, k, v, context, None).flatten(2))
+        k = torch.cat((k_nope, k_rope.expand(-1, -1, k_nope.shape[2], -1)), dim=-1)
+        return self.o(self.kernel(self, q, k, v, context, None).flatten(2))
+
+    def _unfold(self, latent_BTC: Tensor) -> Tensor:
+        """Return keys (without their rotated part) and values of all heads, (B, T, H, nope + value)."""
+        return self.kv_up(self.kv_norm(latent_BTC)).unflatten(-1, (-1, self.mla.nope_width + self.mla.value_width))
 
 
 def _attend_cached(

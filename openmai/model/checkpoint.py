@@ -20,30 +20,32 @@ from torch import Tensor
 from openmai.base.artifact import Artifact
 from openmai.base.errors import OpenmaiError
 from openmai.base.files import write_json
-from openmai.model.config import load_config
+from openmai.model.config import ModelConfig, load_config
 from openmai.model.hf.files import Writer
 from openmai.model.transformer import Transformer
 
 KIND = "checkpoint"
 
 
-def save_model(model: Transformer, folder: Path, tokenizer: Path, whole: Callable[[Tensor], Tensor] = lambda value: value) -> None:
-    """Write `model` and a copy of the `tokenizer` folder into `folder`; `whole` puts a tensor together whose parts lie elsewhere."""
-    write_json(folder / "model.json", json.loads(model.config.model_dump_json()))
-    state = model.state_dict()
-    with Writer(folder / "model.safetensors", stored_tensors(model)) as writer:
+def save_model(model: Transformer, folder: Path, tokenizer: Path) -> None:
+    """Write `model` and a copy of the `tokenizer` folder into `folder`."""
+    tied = {"head.weight"} if model.config.tied_embeddings else set()
+    weights = {name: value.detach() for name, value in model.state_dict().items() if name not in tied}
+    save_weights(model.config, weights, folder, tokenizer)
+
+
+def save_weights(
+    config: ModelConfig, weights: dict[str, Tensor], folder: Path, tokenizer: Path, whole: Callable[[Tensor], Tensor] = lambda value: value
+) -> None:
+    """Write what `save_model` does from weights by name, tied ones once; `whole` puts a tensor together whose parts lie elsewhere."""
+    write_json(folder / "model.json", json.loads(config.model_dump_json()))
+    with Writer(folder / "model.safetensors", {name: (value.dtype, tuple(value.shape)) for name, value in weights.items()}) as writer:
         for name in writer.tensors:
-            writer.write(name, whole(state[name].detach()).cpu())
+            writer.write(name, whole(weights[name]).cpu())
     (folder / "tokenizer").mkdir(exist_ok=True)
     for file in sorted(tokenizer.iterdir()):
         if file.suffix in (".json", ".jinja") and file.name != "manifest.json":
             shutil.copyfile(file, folder / "tokenizer" / file.name)
-
-
-def stored_tensors(model: Transformer) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Return type and shape of what a checkpoint of `model` stores, by name: all but the second name of tied embeddings."""
-    tied = {"head.weight"} if model.config.tied_embeddings else set()
-    return {name: (value.dtype, tuple(value.shape)) for name, value in model.state_dict().items() if name not in tied}
 
 
 def load_model(checkpoint: Artifact | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Transformer:

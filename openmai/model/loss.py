@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from openmai.model.span import VocabularyPart
 from openmai.model.transformer import Transformer
 
 IGNORE = -100
@@ -24,14 +25,27 @@ CHUNK_BYTES = 32 << 20
 
 
 def token_nats(model: Transformer, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-    """Return the negative log-likelihood of each target, (B, T) in nats; targets of IGNORE count 0."""
-    x_ND, targets_N = model.stream(ids_BT, documents_BT=documents_BT).flatten(0, 1), targets_BT.flatten()
+    """Return the negative log-likelihood of each target, (B, T) in nats; targets of IGNORE count 0.
+
+    Where processes share the rows, it is of this process's span of them.
+    """
+    x_BTD, targets_BT = model.stream(ids_BT, documents_BT=documents_BT), model.span.cut(targets_BT, IGNORE)
+    vocabulary = model.head.vocabulary
+    if vocabulary is not None:
+        x_BTD = vocabulary.enter(x_BTD)
     rows = _rows_at_once(model.config.vocab_size)
 
     def nats(x_ND: Tensor, targets_N: Tensor) -> Tensor:
-        return F.cross_entropy(model.logits(x_ND).float(), targets_N, ignore_index=IGNORE, reduction="none")
+        logits_NV = model.logits(x_ND).float()
+        if vocabulary is None:
+            return F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORE, reduction="none")
+        top_N1 = vocabulary.largest(logits_NV.detach().amax(dim=1, keepdim=True))
+        here_N1, picked_N1 = _picked(targets_N, vocabulary.first, logits_NV.shape[1])
+        sums_N1 = vocabulary.total((logits_NV - top_N1).exp().sum(dim=1, keepdim=True)).log() + top_N1
+        chosen_N1 = vocabulary.total(logits_NV.gather(1, picked_N1) * here_N1)
+        return ((sums_N1 - chosen_N1) * (targets_N != IGNORE).unsqueeze(1)).squeeze(1)
 
-    parts = zip(x_ND.split(rows), targets_N.split(rows), strict=True)
+    parts = zip(x_BTD.flatten(0, 1).split(rows), targets_BT.flatten().split(rows), strict=True)
     if torch.is_grad_enabled():
         return torch.cat([checkpoint(nats, x, targets, use_reentrant=False) for x, targets in parts]).view_as(targets_BT)
     return torch.cat([nats(x, targets) for x, targets in parts]).view_as(targets_BT)
@@ -42,8 +56,14 @@ def summed_nats(model: Transformer, ids_BT: Tensor, targets_BT: Tensor, document
 
     The second is the mean over the predictors (DeepSeek-V3, arXiv:2412.19437, eq. 25, without its factor).
     """
-    x_BTD = model.stream(ids_BT, documents_BT=documents_BT)
-    loss = _linear_nats(model, model.norm(x_BTD), targets_BT)
+    return stream_loss(model, model.stream(ids_BT, documents_BT=documents_BT), ids_BT, targets_BT, documents_BT)
+
+
+def stream_loss(
+    model: Transformer, x_BTD: Tensor, ids_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Return what `summed_nats` does, from the stream after the last block."""
+    loss = _linear_nats(model, model.norm(x_BTD), model.span.cut(targets_BT, IGNORE))
     if not model.predictors:
         return loss, None
     ahead = []
@@ -56,17 +76,31 @@ def summed_nats(model: Transformer, ids_BT: Tensor, targets_BT: Tensor, document
 
 
 def _linear_nats(model: Transformer, normed_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+    vocabulary = model.head.vocabulary
+    if vocabulary is not None:
+        normed_BTD = vocabulary.enter(normed_BTD)
     parts = [normed_BTD.flatten(0, 1), model.head.weight, model.head.bias]
     if not torch.is_grad_enabled():  # else gradients would be made that nobody asks for
         parts = [part if part is None else part.detach() for part in parts]
-    return _LinearNats.apply(*parts, targets_BT.flatten(), model.config.logit_softcap)
+    return _LinearNats.apply(*parts, targets_BT.flatten(), model.config.logit_softcap, vocabulary)
 
 
 class _LinearNats(torch.autograd.Function):
-    """Sum of cross-entropies of `soft_cap(x @ weight.T + bias)`; gradients are made while the logits of a chunk are at hand."""
+    """Sum of cross-entropies of `soft_cap(x @ weight.T + bias)`; gradients are made while the logits of a chunk are at hand.
+
+    With a part of the vocabulary, maxima, sums and the targets' logits are put together from all parts (Megatron-LM, arXiv:1909.08053, 3).
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, cap: float | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        x_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        cap: float | None,
+        vocabulary: VocabularyPart | None,
+    ) -> Tensor:
         needs = ctx.needs_input_grad
         total = x_ND.new_zeros((), dtype=torch.float32)
         x_grad_ND = torch.empty_like(x_ND) if needs[0] else None
@@ -79,14 +113,19 @@ class _LinearNats(torch.autograd.Function):
             if cap is not None:
                 logits_NV = logits_NV.div_(cap).tanh_().mul_(cap)
             kept_N1 = (targets != IGNORE).unsqueeze(1)
-            picked_N1 = targets.clamp(min=0).unsqueeze(1)
+            here_N1, picked_N1 = _picked(targets, vocabulary.first if vocabulary else 0, len(weight_VD))
+            chosen_N1 = logits_NV.gather(1, picked_N1) * here_N1
             sums_N1 = logits_NV.logsumexp(dim=1, keepdim=True)
-            total += ((sums_N1 - logits_NV.gather(1, picked_N1)) * kept_N1).sum()
+            if vocabulary is not None:
+                top_N1 = vocabulary.largest(sums_N1)
+                sums_N1 = vocabulary.total((sums_N1 - top_N1).exp()).log() + top_N1
+                chosen_N1 = vocabulary.total(chosen_N1)
+            total += ((sums_N1 - chosen_N1) * kept_N1).sum()
             if not any(needs[:3]):
                 continue
             slope_NV = None if cap is None else 1 - (logits_NV / cap).square()
             grad_NV = logits_NV.sub_(sums_N1).exp_()  # probabilities
-            grad_NV.scatter_add_(1, picked_N1, torch.full_like(sums_N1, -1.0))
+            grad_NV.scatter_add_(1, picked_N1, -here_N1.to(grad_NV.dtype))
             grad_NV = grad_NV.mul_(kept_N1) if slope_NV is None else grad_NV.mul_(slope_NV).mul_(kept_N1)
             grad_NV = grad_NV.type_as(x_ND)
             if x_grad_ND is not None:
@@ -101,7 +140,14 @@ class _LinearNats(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if value is None else value * grad for value in ctx.saved_tensors), None, None
+        return *(None if value is None else value * grad for value in ctx.saved_tensors), None, None, None
+
+
+def _picked(targets_N: Tensor, first: int, size: int) -> tuple[Tensor, Tensor]:
+    """Return which targets are among the tokens `first` ... `first + size - 1`, and their numbers there (0 for the others), both (N, 1)."""
+    numbers_N1 = (targets_N - first).unsqueeze(1)
+    here_N1 = (numbers_N1 >= 0) & (numbers_N1 < size)
+    return here_N1, numbers_N1 * here_N1
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

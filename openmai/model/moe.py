@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from openmai.model.config import ModelConfig
 from openmai.model.grouped import grouped_product
 from openmai.model.layers import FeedForward, activate_gated
+from openmai.model.span import Span
 
 
 class Routing(NamedTuple):
@@ -42,6 +43,7 @@ class Router(nn.Module):
         self.logit_bias_E = nn.Parameter(torch.empty(self.moe.num_experts)) if self.moe.router_bias else None
         self.register_buffer("bias_E", torch.zeros(self.moe.num_experts), persistent=self.moe.bias_rate > 0)
         self.register_buffer("load_E", torch.zeros(self.moe.num_experts), persistent=False)
+        self.span = Span()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Move counts and bias with the model, but never cast them: bf16 counts to 256, and swallows a step of 0.001."""
@@ -79,20 +81,20 @@ class Router(nn.Module):
         return scores_NE.topk(moe.num_active, dim=-1).indices
 
     def _observe(self, logits_NE: Tensor, scores_NE: Tensor, chosen_NA: Tensor, rows: int) -> Routing:
-        """Count the load and work out the balancing losses of this pass."""
-        moe = self.moe
+        """Count the load and work out the balancing losses of this pass: this process's share of them, where others share the rows."""
+        moe, parts = self.moe, self.span.parts
         chosen_BM = chosen_NA.view(rows, -1)
         load_BE = scores_NE.new_zeros(rows, moe.num_experts).scatter_add(1, chosen_BM, torch.ones_like(chosen_BM, dtype=scores_NE.dtype))
         penalty = logits_NE.new_zeros(())
         if moe.aux_loss:
             shares_BTE = (scores_NE / scores_NE.sum(dim=-1, keepdim=True)).unflatten(0, (rows, -1))
             together = moe.aux_span == "batch"
-            load = load_BE.sum(0, keepdim=True) if together else load_BE
+            load = self.span.total(load_BE.sum(0, keepdim=True) if together else load_BE)
             shares = shares_BTE.mean(dim=(0, 1), keepdim=True)[0] if together else shares_BTE.mean(dim=1)
             balance_B = moe.num_experts * (load / load.sum(dim=1, keepdim=True) * shares).sum(dim=1)
-            penalty = penalty + moe.aux_loss * balance_B.mean()
+            penalty = penalty + moe.aux_loss / parts * balance_B.mean()
         if moe.z_loss:
-            penalty = penalty + moe.z_loss * logits_NE.logsumexp(dim=-1).square().mean()
+            penalty = penalty + moe.z_loss / parts * logits_NE.logsumexp(dim=-1).square().mean()
         return Routing(load_BE.sum(0), penalty)
 
     @torch.no_grad()
@@ -122,6 +124,10 @@ def sparse_mixer(scores_NE: Tensor, jitter: float) -> tuple[Tensor, Tensor]:
     return torch.cat(weights, dim=1), torch.cat(chosen, dim=1)
 
 
+Exchange = Callable[[Callable[[Tensor, Tensor], Tensor], Tensor, Tensor], Tensor]
+"(compute, rows sorted by expert, rows per expert) -> answers in the same order: what brings rows to experts in other processes"
+
+
 class Experts(nn.Module):
     """`E` gated feed-forwards as stacked matrices."""
 
@@ -129,30 +135,38 @@ class Experts(nn.Module):
         super().__init__()
         assert config.moe is not None
         moe, width = config.moe, config.moe.latent_width or config.width
-        self.config = config
+        self.config, self.num_experts = config, moe.num_experts
         self.gate_EFD = nn.Parameter(torch.empty(moe.num_experts, moe.expert_width, width))
         self.up_EFD = nn.Parameter(torch.empty(moe.num_experts, moe.expert_width, width))
         self.down_EDF = nn.Parameter(torch.empty(moe.num_experts, width, moe.expert_width))
         self.gate_bias_EF = nn.Parameter(torch.empty(moe.num_experts, moe.expert_width)) if moe.expert_bias else None
         self.up_bias_EF = nn.Parameter(torch.empty(moe.num_experts, moe.expert_width)) if moe.expert_bias else None
         self.down_bias_ED = nn.Parameter(torch.empty(moe.num_experts, width)) if moe.expert_bias else None
+        self.exchange: Exchange | None = None  # for experts that are elsewhere
 
     def forward(self, x_ND: Tensor, weights_NA: Tensor, chosen_NA: Tensor) -> Tensor:
         """Send each token to its experts and add up their weighted answers, (N, D)."""
         order_M = chosen_NA.flatten().argsort(stable=True)  # M = N x A pairs of token and expert, sorted by expert
         tokens_M, experts_M = order_M // chosen_NA.shape[1], chosen_NA.flatten()[order_M]
         weights_M1 = weights_NA.flatten()[order_M].unsqueeze(1).type_as(x_ND)
-        counts_E = torch.zeros_like(self.gate_EFD[:, 0, 0], dtype=torch.int32)
+        counts_E = torch.zeros_like(weights_NA[0, 0], dtype=torch.int32).repeat(self.num_experts)
         counts_E = counts_E.scatter_add(0, experts_M, torch.ones_like(experts_M, dtype=torch.int32))
         x_MD = x_ND[tokens_M]
         weigh_input = self.config.moe is not None and self.config.moe.weigh_input
-        compute = self._grouped if _can_group(x_MD, self.gate_EFD) else self._looped
-        y_MD = compute(x_MD * weights_M1 if weigh_input else x_MD, counts_E, experts_M)
+        if weigh_input:
+            x_MD = x_MD * weights_M1
+        y_MD = self.compute(x_MD, counts_E) if self.exchange is None else self.exchange(self.compute, x_MD, counts_E)
         return torch.zeros_like(x_ND).index_add(0, tokens_M, y_MD if weigh_input else y_MD * weights_M1)
 
-    def _grouped(self, x_MD: Tensor, counts_E: Tensor, experts_M: Tensor) -> Tensor:
+    def compute(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
+        """Return the answers (M, D) of the experts that are here; the first `counts_E[0]` rows are for the first of them, and so on."""
+        return self._grouped(x_MD, counts_E) if _can_group(x_MD, self.gate_EFD) else self._looped(x_MD, counts_E)
+
+    def _grouped(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
         """All experts in one product per matrix."""
         ends_E = counts_E.cumsum(0).int()
+        biased = self.gate_bias_EF is not None
+        experts_M = torch.arange(len(counts_E), device=x_MD.device).repeat_interleave(counts_E, output_size=len(x_MD)) if biased else None
 
         def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             y = grouped_product(x, weight.type_as(x).mT, ends_E)
@@ -161,7 +175,7 @@ class Experts(nn.Module):
         gate, up = product(x_MD, self.gate_EFD, self.gate_bias_EF), product(x_MD, self.up_EFD, self.up_bias_EF)
         return product(activate_gated(self.config, gate, up), self.down_EDF, self.down_bias_ED)
 
-    def _looped(self, x_MD: Tensor, counts_E: Tensor, _: Tensor) -> Tensor:
+    def _looped(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
         """The readable twin of `_grouped`: one expert after the other."""
         outputs = []
         for number, group in enumerate(x_MD.split(counts_E.tolist())):

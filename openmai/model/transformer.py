@@ -6,6 +6,9 @@ K head width, E experts, A active experts per token, N flattened tokens, L layer
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +19,21 @@ from openmai.model.layers import FeedForward, make_norm, soft_cap
 from openmai.model.mask import alibi_slopes, make_mask
 from openmai.model.moe import MoE, Router, Routing
 from openmai.model.rope import rope_table
+from openmai.model.span import Span, VocabularyPart
+
+
+class Carried(NamedTuple):
+    """What goes from layer to layer: the stream, and what few architectures need of earlier ones; all (B, T, D)."""
+
+    x_BTD: Tensor
+    first_BTD: Tensor | None
+    middle_BTD: Tensor | None
+
+
+class Head(nn.Linear):
+    """The output matrix; `vocabulary` says which part of the vocabulary it holds when processes divide it."""
+
+    vocabulary: VocabularyPart | None = None
 
 
 class Block(nn.Module):
@@ -79,10 +97,12 @@ class Transformer(nn.Module):
         self.backout_scale = nn.Parameter(torch.empty(1)) if config.backout else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = make_norm(config, config.width)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=config.head_bias)
+        self.head = Head(config.width, config.vocab_size, bias=config.head_bias)
         self.predictors = nn.ModuleList(Predictor(config) for _ in range(config.num_predict))
         self.penalty: Tensor | None = None
         self.compiled = False
+        self.span = Span()
+        self.heads = slice(None)  # of ALiBi's slopes
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
 
@@ -118,21 +138,38 @@ class Transformer(nn.Module):
         documents_BT: Tensor | None = None,
     ) -> Tensor:
         """Return the residual stream after the last block, (B, T, D); in training, keep the balancing penalty and count the load."""
-        context = self._context(ids_BT, positions_BT, cache, rows_B, documents_BT)
+        context = self.context(ids_BT, positions_BT, cache, rows_B, documents_BT)
+        return self.finish(self.run(self.begin(context), context))
+
+    def layers(self) -> Iterator[tuple[int, nn.Module]]:
+        """Yield the number and the block of each layer that is here: all of them, unless processes form a pipeline."""
+        return ((int(name), block) for name, block in self.blocks.named_children())
+
+    def begin(self, context: Context) -> Carried:
+        """Return what the first layer gets."""
         x_BTD = self._embed(context)
-        first_BTD, middle_BTD = x_BTD, None
+        first = x_BTD if self.embedding_scale_L is not None else None
+        return Carried(x_BTD, first, x_BTD if self.backout_scale is not None else None)
+
+    def run(self, carried: Carried, context: Context) -> Carried:
+        """Pass the layers that are here; in training, keep the balancing penalty and count the load."""
+        x_BTD, first_BTD, middle_BTD = carried
         routings = []
-        for layer, block in enumerate(self.blocks):
-            if self.stream_scale_L is not None and self.embedding_scale_L is not None:
+        for layer, block in self.layers():
+            if self.stream_scale_L is not None and self.embedding_scale_L is not None and first_BTD is not None:
                 x_BTD = self.stream_scale_L[layer] * x_BTD + self.embedding_scale_L[layer] * first_BTD
             x_BTD, routing = block(x_BTD, context)
             routings.append(routing)
-            if layer == self.config.num_layers // 2:
+            if middle_BTD is not None and layer == self.config.num_layers // 2:
                 middle_BTD = x_BTD
-        if self.backout_scale is not None and middle_BTD is not None:
-            x_BTD = x_BTD - self.backout_scale * middle_BTD
         self._observe([module for module in self.blocks.modules() if isinstance(module, Router)], routings)
-        return x_BTD
+        return Carried(x_BTD, first_BTD, middle_BTD)
+
+    def finish(self, carried: Carried) -> Tensor:
+        """Return the stream (B, T, D) as norm and head take it."""
+        if self.backout_scale is None or carried.middle_BTD is None:
+            return carried.x_BTD
+        return carried.x_BTD - self.backout_scale * carried.middle_BTD
 
     def streams_ahead(self, x_BTD: Tensor, ids_BT: Tensor, documents_BT: Tensor | None = None) -> list[Tensor]:
         """Return for each predictor k = 1, 2, ... the normed stream (B, T - k, D) that predicts the token k + 1 places ahead.
@@ -142,7 +179,7 @@ class Transformer(nn.Module):
         normed, routings = [], []
         for ahead, predictor in enumerate(self.predictors, start=1):
             documents = None if documents_BT is None else documents_BT[:, ahead:]
-            context = self._context(ids_BT[:, ahead:], None, None, None, documents)
+            context = self.context(ids_BT[:, ahead:], documents_BT=documents)
             x_BTD, normed_BTD, routing = predictor(x_BTD[:, :-1], self._embed(context), context)
             routings.append(routing)
             normed.append(normed_BTD)
@@ -169,9 +206,15 @@ class Transformer(nn.Module):
             before_BTD = self.embedding_norm(self.embedding(ids_BT) * self.config.embedding_scale)
         return before_BTD * (context.positions_BT > 0).unsqueeze(-1)
 
-    def _context(
-        self, ids_BT: Tensor, positions_BT: Tensor | None, cache: KVCache | None, rows_B: Tensor | None, documents_BT: Tensor | None
+    def context(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+        rows_B: Tensor | None = None,
+        documents_BT: Tensor | None = None,
     ) -> Context:
+        """Work out what the layers of one pass share, for this process's span of the rows."""
         config, device = self.config, ids_BT.device
         length = ids_BT.shape[1]
         if positions_BT is None:
@@ -183,14 +226,18 @@ class Transformer(nn.Module):
         used = int(positions_BT.max()) + 1 if cache is not None else length
         if cache is not None:
             length = cache.length  # what is rotated now must suit all that will follow in this row
+        ids_BT, positions_BT = self.span.cut(ids_BT), self.span.cut(positions_BT, length)
+        documents_BT = None if documents_BT is None else self.span.cut(documents_BT, -1)
         kinds = {config.is_global(layer) for layer in range(config.num_layers)}
         rotates = {config.is_global(layer) for layer in range(config.num_layers) if config.has_rope(layer)}
         ropes = {kind: rope_table(config, positions_BT, length, kind) for kind in rotates}
         keys_BS = torch.arange(used, device=device)[None] if cache is not None else positions_BT
-        slopes_H = alibi_slopes(config.num_heads, device) if config.positions == "alibi" else None
+        slopes_H = alibi_slopes(config.num_heads, device)[self.heads] if config.positions == "alibi" else None
         windows = {kind: None if kind else config.window for kind in kinds}
-        masks = {kind: make_mask(positions_BT, keys_BS, windows[kind], cache is not None, documents_BT, slopes_H) for kind in kinds}
-        return Context(ids_BT, positions_BT, ropes, masks, cache, rows_B, used)
+        masks = {}
+        if not self.span.divides_positions:
+            masks = {kind: make_mask(positions_BT, keys_BS, windows[kind], cache is not None, documents_BT, slopes_H) for kind in kinds}
+        return Context(ids_BT, positions_BT, ropes, masks, cache, rows_B, used, documents_BT, windows, slopes_H)
 
     def _observe(self, routers: list[Router], routings: list[Routing | None]) -> None:
         """Add this pass's load to the routers' counts, and its balancing losses to `penalty`; outside of what may be computed twice."""

@@ -1,39 +1,60 @@
-"""A built model becomes the same model on many processes; the model itself does not know."""
+"""A built model becomes the same model on many processes; the model itself does not know.
+
+The order is fixed: tensor, expert and context parallelism rewrite modules, then FSDP divides what each process holds of them.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+from openmai.model.moe import Experts
 from openmai.model.transformer import Transformer
-from openmai.parallel.layout import Layout
+from openmai.parallel.experts import divide_experts
+from openmai.parallel.mesh import Mesh
+from openmai.parallel.parts import Parts
+from openmai.parallel.ring import DividedSpan, divide_rows
+from openmai.parallel.tensor import divide_tensors
 
 
-def let_go(model: Transformer) -> None:
+def let_go(model: nn.Module) -> None:
     """Let go of weights that a pass without a backward pass has left whole: optimizers and checkpoints must see the shards."""
-    if isinstance(model, FSDPModule):
-        model.reshard()
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
-def make_mesh(layout: Layout, device: str) -> DeviceMesh:
-    """Arrange the processes: replicas outside, the shards of one replica next to each other."""
-    if layout.dp_replicate == 1:
-        return init_device_mesh(device, (layout.dp_shard,), mesh_dim_names=("dp_shard",))
-    return init_device_mesh(device, (layout.dp_replicate, layout.dp_shard), mesh_dim_names=("dp_replicate", "dp_shard"))
+def divide(model: Transformer, mesh: Mesh) -> Parts:
+    """Give each process its part of the model's tensors along tp and ep, and let it exchange what the others need; return the parts."""
+    layout, parts = mesh.layout, Parts()
+    region = divide_tensors(model, mesh.tp, layout.sequence_parallel, parts) if layout.tp > 1 else None
+    divide_experts(model, mesh.ep, parts)
+    if layout.cp > 1:
+        divide_rows(model, mesh.cp)
+    if layout.cp > 1 or region is not None:
+        model.span = DividedSpan(mesh.cp, mesh.row, region)
+        for router in model.routers():
+            router.span = model.span
+    return parts
 
 
-def shard(model: Transformer, mesh: DeviceMesh, bf16: bool) -> None:
-    """Divide the weights of each block, and those around the blocks, over the processes (FSDP2, or HSDP with a mesh of two axes).
+def shard(model: Transformer, mesh: Mesh, bf16: bool) -> None:
+    """Divide the weights of each block, and those around the blocks, over the data-parallel processes (FSDP2, or HSDP with replicas).
 
-    A block's weights are gathered before it runs and let go afterwards; gradients are averaged over all processes, in fp32 also where
+    A block's weights are gathered before it runs and let go afterwards; gradients are summed over all processes, in fp32 also where
     `bf16` computes in bfloat16.
     """
-    kind = torch.bfloat16 if bf16 else None
-    policy = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32 if bf16 else None)
-    parts: list[nn.Module] = [*model.blocks, *model.predictors]
-    for part in parts:
-        fully_shard(part, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)  # the loss takes the head after `stream`
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32 if bf16 else None)
+    for module in model.modules():
+        if isinstance(module, Experts):
+            fully_shard(module, mesh=mesh.sharding(experts=True), mp_policy=policy)
+    dense = mesh.sharding(experts=False)
+    for part in [*model.blocks.children(), *model.predictors]:
+        fully_shard(part, mesh=dense, mp_policy=policy)
+    fully_shard(model, mesh=dense, mp_policy=policy, reshard_after_forward=False)  # the loss takes the head after `stream`
     register_fsdp_forward_method(model, "stream")
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)

@@ -1,78 +1,109 @@
-"""Work on whole matrices when each process holds some rows of all: every matrix has one owner, to which the rows go and return."""
+"""Work on whole matrices when each process holds a piece of all: every matrix has one owner, to which the pieces go and return."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
+
+from openmai.parallel.mesh import Axis
+
+Compute = Callable[[list[Tensor]], list[Tensor]]
 
 
-def on_whole_matrices(values: list[Tensor], compute: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
-    """Return `compute(values)`, which treats each matrix (R, C) or stack of matrices (E, R, C) by itself, for tensors in shards.
+@dataclass(frozen=True)
+class Pieces:
+    """How a matrix (R, C) lies in the processes of `axis`: the rows and columns of each, and whether it is the one that speaks for them."""
 
-    Shards are of the first axis, as FSDP makes them. Stacks are computed where they lie, matrix by matrix; matrices travel once to their
-    owner and once back, each process computing its share of them. Plain tensors are computed as they are.
+    axis: Axis
+    shape: tuple[int, int]
+    held: tuple[tuple[slice, slice], ...]
+    speaks: tuple[bool, ...]
+
+    def size(self, rank: int) -> tuple[int, int]:
+        """Return rows and columns of the piece of process `rank`."""
+        rows, columns = self.held[rank]
+        return rows.stop - rows.start, columns.stop - columns.start
+
+    def sent(self, rank: int) -> int:
+        """Return how many values process `rank` sends to the owner."""
+        return math.prod(self.size(rank)) if self.speaks[rank] else 0
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], dim: int | None, axis: Axis, tp: int) -> Pieces:
+        """Describe a matrix that is divided into `tp` equal parts along `dim` (None: each has all), and each of them by rows (FSDP).
+
+        Processes of `axis` count through parts of FSDP and, faster, those of tp.
+        """
+        shards = axis.size // tp
+        held = []
+        for rank in range(axis.size):
+            shard, part = divmod(rank, tp)
+            rows, columns = (shape[0] // tp if dim == 0 else shape[0]), (shape[1] // tp if dim == 1 else shape[1])
+            top, left = part * rows if dim == 0 else 0, part * columns if dim == 1 else 0
+            chunk = -(-rows // shards)
+            first, last = min(rows, shard * chunk), min(rows, (shard + 1) * chunk)
+            held.append((slice(top + first, top + last), slice(left, left + columns)))
+        return cls(axis, shape, tuple(held), tuple(dim is not None or rank % tp == 0 for rank in range(axis.size)))
+
+
+def on_whole_matrices(values: list[Tensor], compute: Compute, pieces: Sequence[Pieces | None] = ()) -> list[Tensor]:
+    """Return `compute(values)`, which treats each matrix (R, C) or stack of matrices (E, R, C) by itself, for tensors in pieces.
+
+    Matrices with `pieces` travel once to their owner and once back, each process computing its share of them; the rest, and stacks, which
+    are divided between matrices only, are computed where they lie.
     """
-    if not any(isinstance(value, DTensor) for value in values):
-        return compute(values)
     results: list[Tensor | None] = [None] * len(values)
-    stacks = [index for index, value in enumerate(values) if value.ndim == 3]
-    for index, result in zip(stacks, compute([_local(values[index]) for index in stacks]), strict=True):
+    here = [index for index in range(len(values)) if index >= len(pieces) or pieces[index] is None]
+    for index, result in zip(here, compute([_local(values[index]) for index in here]), strict=True):
         results[index] = result
-    flat = [index for index, value in enumerate(values) if value.ndim == 2]
-    for index, result in zip(flat, _by_owner([values[index] for index in flat], compute), strict=True):
-        results[index] = result
+    apart = [(index, place) for index, place in enumerate(pieces) if place is not None]
+    if apart:
+        found = _by_owner([_local(values[index]) for index, _ in apart], [place for _, place in apart], compute)
+        for (index, _), result in zip(apart, found, strict=True):
+            results[index] = result
     return [_like(value, result) for value, result in zip(values, results, strict=True)]
 
 
-def _by_owner(values: list[Tensor], compute: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor]:
-    """Return each process's rows of the results for matrices in shards; number i is owned by process i modulo their number."""
-    if not values:
-        return []
-    group = _group(values[0])
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
-    mine = values[rank::size]
-    outgoing = [[_local(value).flatten() for value in values[owner::size]] for owner in range(size)]
-    incoming = [sum(_rows(value, source, size) * value.shape[1] for value in mine) for source in range(size)]
-    parts = _trade(outgoing, incoming, group)
-    wholes = []
-    offsets = [0] * size
-    for value in mine:
-        rows = []
-        for source in range(size):
-            count = _rows(value, source, size) * value.shape[1]
-            rows.append(parts[source][offsets[source] : offsets[source] + count].view(-1, value.shape[1]))
-            offsets[source] += count
-        wholes.append(torch.cat(rows))
+def _by_owner(values: list[Tensor], pieces: list[Pieces], compute: Compute) -> list[Tensor]:
+    """Return each process's pieces of the results; matrix number i is owned by process i modulo their number."""
+    axis = pieces[0].axis
+    rank, size = axis.rank, axis.size
+    outgoing = [
+        [value.flatten() for value, place in zip(values[owner::size], pieces[owner::size], strict=True) if place.speaks[rank]]
+        for owner in range(size)
+    ]
+    mine = pieces[rank::size]
+    incoming = [sum(place.sent(source) for place in mine) for source in range(size)]
+    arrived = _trade(values[0], outgoing, incoming, axis)
+    wholes = [values[0].new_empty(place.shape) for place in mine]
+    for source, data in enumerate(arrived):
+        parts = data.split([place.sent(source) for place in mine])
+        for whole, place, part in zip(wholes, mine, parts, strict=True):
+            if place.speaks[source]:
+                whole[place.held[source]] = part.view(place.size(source))
     computed = compute(wholes) if wholes else []
-    chunks = [[result.split([_rows(result, to, size) for to in range(size)])[to].flatten() for result in computed] for to in range(size)]
-    back = _trade(chunks, [sum(_local(value).numel() for value in values[owner::size]) for owner in range(size)], group)
+    chunks = [[whole[place.held[to]].flatten() for whole, place in zip(computed, mine, strict=True)] for to in range(size)]
+    back = _trade(values[0], chunks, [sum(value.numel() for value in values[owner::size]) for owner in range(size)], axis)
     results: list[Tensor] = [value.new_empty(0) for value in values]
-    for owner in range(size):
-        offset = 0
-        for index in range(owner, len(values), size):
-            local = _local(values[index])
-            results[index] = back[owner][offset : offset + local.numel()].view_as(local)
-            offset += local.numel()
+    for owner, data in enumerate(back):
+        indices = range(owner, len(values), size)
+        for index, part in zip(indices, data.split([values[index].numel() for index in indices]), strict=True):
+            results[index] = part.view_as(values[index])
     return results
 
 
-def _trade(outgoing: list[list[Tensor]], incoming: list[int], group: dist.ProcessGroup) -> list[Tensor]:
+def _trade(like: Tensor, outgoing: list[list[Tensor]], incoming: list[int], axis: Axis) -> list[Tensor]:
     """Send a list of flat tensors to each process; return what each sent here, joined."""
-    like = next(tensor for tensors in outgoing for tensor in tensors) if any(outgoing) else torch.empty(0)
     sent = torch.cat([like.new_empty(0), *(tensor for tensors in outgoing for tensor in tensors)])
     received = sent.new_empty(sum(incoming))
-    dist.all_to_all_single(received, sent, incoming, [sum(tensor.numel() for tensor in tensors) for tensors in outgoing], group=group)
+    dist.all_to_all_single(received, sent, incoming, [sum(tensor.numel() for tensor in tensors) for tensors in outgoing], group=axis.group)
     return list(received.split(incoming))
-
-
-def _rows(value: Tensor, rank: int, size: int) -> int:
-    """Return how many rows process `rank` holds of a tensor that is divided as `torch.chunk` does."""
-    chunk = -(-value.shape[0] // size)
-    return max(0, min(chunk, value.shape[0] - rank * chunk))
 
 
 def _local(value: Tensor) -> Tensor:
@@ -84,10 +115,3 @@ def _like(value: Tensor, local: Tensor | None) -> Tensor:
     if not isinstance(value, DTensor):
         return local
     return DTensor.from_local(local, value.device_mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride())
-
-
-def _group(value: Tensor) -> dist.ProcessGroup:
-    """Return the processes among which `value` is divided."""
-    assert isinstance(value, DTensor)
-    axis = next(index for index, placement in enumerate(value.placements) if isinstance(placement, Shard))
-    return value.device_mesh.get_group(axis)

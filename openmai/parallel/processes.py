@@ -52,11 +52,6 @@ class Processes:
         dist.all_reduce(sums)
         return sums.tolist()
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes."""
-        for tensor in tensors if self.size > 1 else ():
-            dist.all_reduce(tensor)
-
     def tell(self, value: Any) -> Any:
         """Return the first process's `value` to all."""
         if self.size == 1:

@@ -6,17 +6,15 @@ import os
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from openmai.base.errors import OpenmaiError
 from openmai.base.files import hash_file, read_json, sync_folder, write_json
 from openmai.base.progress import say
 from openmai.model.transformer import Transformer
-from openmai.parallel.processes import Processes
+from openmai.parallel.team import Team, prepare_state
 
 _SUMS = "checksums.json"
 
@@ -24,8 +22,9 @@ _SUMS = "checksums.json"
 class Checkpoints:
     """The checkpoints of one run in `folder`; the newest `keep` are kept."""
 
-    def __init__(self, folder: Path, keep: int, processes: Processes | None = None) -> None:
-        self.folder, self.keep, self.processes = folder, keep, processes or Processes()
+    def __init__(self, folder: Path, keep: int, team: Team | None = None) -> None:
+        self.folder, self.keep, self.team = folder, keep, team or Team.alone()
+        self.processes = self.team.processes
         folder.mkdir(exist_ok=True)
 
     def save(self, step: int, model: Transformer, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -36,7 +35,7 @@ class Checkpoints:
         self.processes.wait()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.save(_state(model, optimizers), checkpoint_id=temporary, no_dist=self.processes.size == 1)
+            dcp.save(self.team.state(model, optimizers), checkpoint_id=temporary, no_dist=self.processes.size == 1)
         if self.processes.rank == 0:
             write_json(temporary / _SUMS, {file.name: hash_file(file) for file in sorted(temporary.iterdir())})
             shutil.rmtree(final, ignore_errors=True)
@@ -54,11 +53,11 @@ class Checkpoints:
         folder = self.processes.tell(self._newest() if self.processes.rank == 0 else None)
         if folder is None:
             return 0
-        state = _state(model, optimizers)
+        prepare_state(optimizers)
+        state = self.team.state(model, optimizers)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(state, checkpoint_id=folder, no_dist=self.processes.size == 1)
-        set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizers"])
         return int(folder.name.removeprefix("step-"))
 
     def _newest(self) -> Path | None:
@@ -71,11 +70,6 @@ class Checkpoints:
 
     def _finished(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".tmp")
-
-
-def _state(model: Transformer, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-    weights, moments = get_state_dict(model, optimizers)
-    return {"model": weights, "optimizers": moments}
 
 
 def _damage(folder: Path) -> str | None:

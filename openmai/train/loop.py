@@ -20,7 +20,7 @@ from openmai.base.events import Events
 from openmai.base.progress import Progress, say
 from openmai.model.loss import IGNORE, on_device_of, summed_nats
 from openmai.model.transformer import Transformer
-from openmai.parallel.processes import Processes, whole
+from openmai.parallel.team import Team
 from openmai.train.checkpoints import Checkpoints
 from openmai.train.config import LoopConfig, OptimizerConfig, ScheduleConfig
 from openmai.train.loader import Batch
@@ -73,21 +73,21 @@ def train(
     schedule: ScheduleConfig,
     hooks: Sequence[Hook] = (),
     tick: Callable[[], None] = lambda: None,
-    processes: Processes | None = None,
+    team: Team | None = None,
 ) -> None:
     """Run `loop.steps` optimizer steps on `model`, resuming from the newest good checkpoint under `folder`.
 
     Writes `folder`/events.jsonl and `folder`/checkpoints. Batches are a function of the step, so an interrupted and continued run ends
     with the same bits as an uninterrupted one with the same number of threads. Raises OpenmaiError if the loss stops being finite.
-    With several `processes`, `batches` gives each its share, and what is written is the same up to rounding.
+    In a `team` of several processes, `batches` gives each its share, and what is written is the same up to rounding.
     """
-    processes = processes or Processes()
+    team = team or Team.alone()
     optimizers = make_optimizers(model, optimizer)
-    checkpoints = Checkpoints(folder / "checkpoints", loop.keep, processes)
+    checkpoints = Checkpoints(folder / "checkpoints", loop.keep, team)
     start = checkpoints.restore(model, optimizers)
     if start:
         say(f"{label}: going on after step {start}")
-    events = Events(folder / "events.jsonl" if processes.rank == 0 else Path(os.devnull), keep_until_step=start)
+    events = Events(folder / "events.jsonl" if team.processes.rank == 0 else Path(os.devnull), keep_until_step=start)
     if loop.compile:
         model.compile_blocks()
     model.train()
@@ -96,7 +96,7 @@ def train(
             began = time.perf_counter()
             factor = schedule_factor(schedule, step, loop.steps)
             set_rates(optimizers, factor)
-            figures = _optimize(model, batches(step), objective, optimizers, optimizer.clip, f"{label}, step {step}", processes)
+            figures = _optimize(model, batches(step), objective, optimizers, optimizer.clip, f"{label}, step {step}", team)
             seconds = time.perf_counter() - began
             events.write("train", step=step + 1, lr=factor, seconds=seconds, **figures)
             shown = {"loss": figures["loss"], "tok/s": f"{figures['tokens'] / seconds:,.0f}"}
@@ -117,33 +117,32 @@ def _optimize(
     optimizers: list[torch.optim.Optimizer],
     clip: float | None,
     where: str,
-    processes: Processes,
+    team: Team,
 ) -> dict:
     """Do one optimizer step over all micro-batches of all processes; return its figures."""
     device = model.embedding.weight.device
-    units = processes.total([sum(objective.units(micro) for micro in batch)], device)[0]
+    units = team.units(sum(objective.units(micro) for micro in batch), device)
     if units == 0:
         raise OpenmaiError(f"{where}: the batch holds nothing to learn from (every target is masked)")
     sums: dict[str, float] = {"loss": 0.0, "penalty": 0.0}
     for micro in batch:
         total, extra = objective.loss(model, on_device_of(model, micro))
         penalty = model.take_penalty() * (objective.units(micro) / units)
-        ((total / units + penalty) * processes.size).backward()  # gradients are averaged over the processes
-        for name, value in {
-            "loss": total.detach() / units,
-            "penalty": penalty.detach(),
-            **{k: v.detach() / units for k, v in extra.items()},
-        }.items():
+        (total / units + penalty).backward()
+        found = {"loss": total, **extra}
+        for name, value in {"penalty": penalty, **{name: value / units / team.layout.tp for name, value in found.items()}}.items():
             sums[name] = sums.get(name, 0.0) + value.item()
-    norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)).item()
-    *summed, tokens = processes.total([*sums.values(), sum(micro["ids"].numel() for micro in batch)], device)
+    team.finish_gradients(model)
+    norm = team.clip(model, clip)
+    summed = team.processes.total(list(sums.values()), device)
+    tokens = team.units(sum(micro["ids"].numel() for micro in batch), device)
     sums = dict(zip(sums, summed, strict=True))
     if not math.isfinite(sums["loss"]) or not math.isfinite(norm):
         raise OpenmaiError(f"{where}: loss {sums['loss']}, gradient norm {norm}; lower the learning rate (--optimizer.lr) or clip harder")
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    processes.add_up([router.load_E for router in model.routers()])
+    team.add_loads([router.load_E for router in model.routers()])
     loads = [router.update_bias() for router in model.routers()]
     figures: dict = {**sums, "grad_norm": norm, "tokens": int(tokens)}
     if loads:

@@ -57,7 +57,9 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            updates = on_whole_matrices([self._momentum(parameter, group["momentum"]) for parameter in parameters], orthogonalize_all)
+            pieces = [getattr(parameter, "pieces", None) for parameter in parameters]
+            momenta = [self._momentum(parameter, group["momentum"]) for parameter in parameters]
+            updates = on_whole_matrices(momenta, orthogonalize_all, pieces)
             for parameter, update in zip(parameters, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"])
