@@ -110,7 +110,7 @@ def run_case(out: Path, name: str, model: str, optimizer: str, layout: dict, las
     resolved.check_model(config, CONTEXT)
     network = Transformer(config)
     network.initialize(0)
-    team = Team(processes, resolved, "cpu")
+    team = Team(processes, resolved, "cpu", config.tied_embeddings)
     network = team.take(network)
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)

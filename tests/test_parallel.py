@@ -16,9 +16,13 @@ from safetensors.torch import load_file
 
 from openmai.base.artifact import Artifact
 from openmai.base.errors import OpenmaiError
+from openmai.model.checkpoint import load_model
 from openmai.model.config import ModelConfig
 from openmai.parallel.exchange import on_whole_matrices
 from openmai.parallel.layout import Layout
+from openmai.parallel.team import Team
+from openmai.tokenizer.tokenizer import Tokenizer
+from openmai.train.pretrain import Validation
 
 WORKER = Path(__file__).parent / "parallel_worker.py"
 
@@ -59,6 +63,11 @@ LAYOUTS: dict[int, list[tuple[str, dict]]] = {
         ("dense-muon", {"cp": 2}),
         ("moe-muon", {"ep": 2}),
         ("mla-adamw", {"tp": 2, "ep": 2}),
+        ("tied-adamw", {"pp": 2}),
+        ("values-muon", {"pp": 2}),
+        ("dense-muon", {"pp": 2, "schedule": "interleaved"}),
+        ("mla-adamw", {"pp": 2, "schedule": "zero-bubble"}),
+        ("moe-muon", {"pp": 2, "schedule": "zbv"}),
     ],
     4: [
         ("moe-adamw", {"dp_replicate": 2, "ep": 2}),
@@ -66,10 +75,13 @@ LAYOUTS: dict[int, list[tuple[str, dict]]] = {
         ("dense-muon", {"cp": 2, "tp": 2}),
         ("mla-muon", {"tp": 2, "ep": 4}),
         ("latent-muon", {"cp": 2, "ep": 4}),
+        ("moe-muon", {"pp": 2, "schedule": "zero-bubble", "ep": 2}),
     ],
     8: [
         ("moe-muon", {"dp_shard": 2, "cp": 2, "tp": 2, "ep": 4}),
         ("dense-adamw", {"dp_replicate": 2, "dp_shard": 2, "tp": 2}),
+        ("dense-muon", {"pp": 2, "dp_shard": 2, "tp": 2}),
+        ("moe-adamw", {"pp": 2, "schedule": "interleaved", "cp": 2, "tp": 2, "ep": 4}),
     ],
 }
 
@@ -99,7 +111,11 @@ def test_layouts_train_what_one_process_trains(processes: int, alone: Path, tmp_
 
 @pytest.mark.parametrize(
     ("before", "first", "after", "second"),
-    [(4, {"tp": 2, "ep": 2}, 2, {"cp": 2}), (2, {"tp": 2}, 4, {"dp_replicate": 2, "ep": 2}), (1, {}, 4, {"cp": 2, "tp": 2, "ep": 4})],
+    [
+        (4, {"tp": 2, "ep": 2}, 2, {"cp": 2}),
+        (2, {"pp": 2}, 4, {"dp_replicate": 2, "ep": 2}),
+        (1, {}, 4, {"pp": 2, "schedule": "interleaved", "tp": 2, "ep": 2}),
+    ],
 )
 def test_a_run_goes_on_under_another_layout(before: int, first: dict, after: int, second: dict, alone: Path, tmp_path: Path) -> None:
     """Stopped after 12 of 20 steps, two after its newest checkpoint."""
@@ -118,7 +134,7 @@ def openmai(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess[
     return subprocess.run([*launcher, "-m", "openmai", *arguments], env=environment, capture_output=True, text=True, timeout=600)
 
 
-def test_the_command_line_trains_with_two_processes(tmp_path: Path) -> None:
+def test_the_command_line_trains_with_several_processes(tmp_path: Path) -> None:
     """From lessons to a checkpoint, which is the one that a single process makes, up to rounding; it is recognised by both."""
     sources = json.dumps([{"name": "lessons", "path": str(Path(__file__).parents[1] / "examples/lessons/general"), "trusted": True}])
     documents, tokenizer, shards = (str(tmp_path / name) for name in ("documents", "tokenizer", "shards"))
@@ -143,19 +159,22 @@ def test_the_command_line_trains_with_two_processes(tmp_path: Path) -> None:
     common += ["--loop.steps=6", "--loop.evaluate_every=6", "--loop.threads=1"]
     refused = openmai(*common, "--out", str(tmp_path / "odd"), processes=3)
     assert "batch_rows=4 cannot be divided among 3 data-parallel groups" in refused.stderr
-    for out, layout in (("one", []), ("two", ["--layout.tp=2"])):
-        done = openmai(*common, *layout, "--out", str(tmp_path / out), processes=1 + len(layout))
+    divided = ["--layout.pp=2", "--layout.tp=2"]
+    for out, layout, processes in (("one", [], 1), ("many", divided, 4)):
+        done = openmai(*common, *layout, "--out", str(tmp_path / out), processes=processes)
         assert done.returncode == 0, done.stderr
-    one, two = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "two"))
-    assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in two.items()}
-    trained = [[event for event in events(tmp_path, out) if event["kind"] == "train"] for out in ("two", "one")]
+    one, many = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "many"))
+    assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in many.items()}
+    trained = [[event for event in events(tmp_path, out) if event["kind"] == "train"] for out in ("many", "one")]
     assert_same(*trained)
-    metrics = [Artifact.load(tmp_path / out, "checkpoint").metrics for out in ("one", "two")]
+    metrics = [Artifact.load(tmp_path / out, "checkpoint").metrics for out in ("one", "many")]
     assert metrics[0]["val_bpb"] == pytest.approx(metrics[1]["val_bpb"], abs=1e-4)
-    before = (tmp_path / "two" / "manifest.json").read_bytes()
-    assert openmai(*common, "--out", str(tmp_path / "two"), processes=2).returncode == 0
-    assert openmai(*common, "--out", str(tmp_path / "two")).returncode == 0
-    assert (tmp_path / "two" / "manifest.json").read_bytes() == before
+    validation = Validation(Artifact.load(Path(shards), "shards"), 64, Tokenizer.load(Path(tokenizer)).end_of_text, 1, Team.alone())
+    assert validation.bits_per_byte(load_model(tmp_path / "many")) == pytest.approx(metrics[1]["val_bpb"], abs=1e-5)
+    before = (tmp_path / "many" / "manifest.json").read_bytes()
+    assert openmai(*common, "--out", str(tmp_path / "many"), processes=2).returncode == 0
+    assert openmai(*common, "--out", str(tmp_path / "many")).returncode == 0
+    assert (tmp_path / "many" / "manifest.json").read_bytes() == before
 
 
 def test_a_damaged_checkpoint_is_passed_over_by_all(alone: Path, tmp_path: Path) -> None:

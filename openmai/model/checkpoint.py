@@ -31,17 +31,22 @@ def save_model(model: Transformer, folder: Path, tokenizer: Path) -> None:
     """Write `model` and a copy of the `tokenizer` folder into `folder`."""
     tied = {"head.weight"} if model.config.tied_embeddings else set()
     weights = {name: value.detach() for name, value in model.state_dict().items() if name not in tied}
-    save_weights(model.config, weights, folder, tokenizer)
+    described = {name: (value.dtype, tuple(value.shape)) for name, value in weights.items()}
+    save_weights(model.config, described, weights.__getitem__, folder, tokenizer)
 
 
 def save_weights(
-    config: ModelConfig, weights: dict[str, Tensor], folder: Path, tokenizer: Path, whole: Callable[[Tensor], Tensor] = lambda value: value
+    config: ModelConfig,
+    described: dict[str, tuple[torch.dtype, tuple[int, ...]]],
+    fetch: Callable[[str], Tensor],
+    folder: Path,
+    tokenizer: Path,
 ) -> None:
-    """Write what `save_model` does from weights by name, tied ones once; `whole` puts a tensor together whose parts lie elsewhere."""
+    """Write what `save_model` does, from types and shapes of tensors by name (tied ones once), which `fetch` returns one at a time."""
     write_json(folder / "model.json", json.loads(config.model_dump_json()))
-    with Writer(folder / "model.safetensors", {name: (value.dtype, tuple(value.shape)) for name, value in weights.items()}) as writer:
+    with Writer(folder / "model.safetensors", described) as writer:
         for name in writer.tensors:
-            writer.write(name, whole(weights[name]).cpu())
+            writer.write(name, fetch(name).cpu())
     (folder / "tokenizer").mkdir(exist_ok=True)
     for file in sorted(tokenizer.iterdir()):
         if file.suffix in (".json", ".jinja") and file.name != "manifest.json":

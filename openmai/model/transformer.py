@@ -149,7 +149,7 @@ class Transformer(nn.Module):
         """Return what the first layer gets."""
         x_BTD = self._embed(context)
         first = x_BTD if self.embedding_scale_L is not None else None
-        return Carried(x_BTD, first, x_BTD if self.backout_scale is not None else None)
+        return Carried(x_BTD, first, x_BTD if self.config.backout else None)
 
     def run(self, carried: Carried, context: Context) -> Carried:
         """Pass the layers that are here; in training, keep the balancing penalty and count the load."""
@@ -315,7 +315,7 @@ class Transformer(nn.Module):
     def take_penalty(self) -> Tensor:
         """Return the sum of the balancing losses since the last call (0 for a dense model)."""
         penalty, self.penalty = self.penalty, None
-        return torch.zeros((), device=self.embedding.weight.device) if penalty is None else penalty
+        return torch.zeros((), device=next(self.parameters()).device) if penalty is None else penalty
 
     def matrices(self) -> list[nn.Parameter]:
         """Weights inside the blocks that are matrices or stacks of matrices (what Muon updates): no routers, embeddings, gates, biases."""

@@ -1,6 +1,7 @@
 """A built model becomes the same model on many processes; the model itself does not know.
 
-The order is fixed: tensor, expert and context parallelism rewrite modules, then FSDP divides what each process holds of them.
+The order is fixed: tensor, expert and context parallelism rewrite modules, a pipeline takes this process's layers out of the model, and
+FSDP divides what is left.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from openmai.model.transformer import Transformer
 from openmai.parallel.experts import divide_experts
 from openmai.parallel.mesh import Mesh
 from openmai.parallel.parts import Parts
+from openmai.parallel.pipeline import Pipeline
 from openmai.parallel.ring import DividedSpan, divide_rows
 from openmai.parallel.tensor import divide_tensors
 
@@ -39,19 +41,24 @@ def divide(model: Transformer, mesh: Mesh) -> Parts:
     return parts
 
 
-def shard(model: Transformer, mesh: Mesh, bf16: bool) -> None:
+def shard(model: Transformer | Pipeline, mesh: Mesh, bf16: bool) -> None:
     """Divide the weights of each block, and those around the blocks, over the data-parallel processes (FSDP2, or HSDP with replicas).
 
     A block's weights are gathered before it runs and let go afterwards; gradients are summed over all processes, in fp32 also where
     `bf16` computes in bfloat16.
     """
+    if isinstance(model, Pipeline):
+        for stage in model.parts():
+            shard(stage, mesh, bf16)
+        return
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32 if bf16 else None)
+    again = mesh.layout.pp == 1  # zero-bubble schedules take weights' gradients from the graph that the forward pass left
+    dense = mesh.sharding(experts=False)
     for module in model.modules():
         if isinstance(module, Experts):
-            fully_shard(module, mesh=mesh.sharding(experts=True), mp_policy=policy)
-    dense = mesh.sharding(experts=False)
+            fully_shard(module, mesh=mesh.sharding(experts=True), mp_policy=policy, reshard_after_forward=again)
     for part in [*model.blocks.children(), *model.predictors]:
-        fully_shard(part, mesh=dense, mp_policy=policy)
+        fully_shard(part, mesh=dense, mp_policy=policy, reshard_after_forward=again)
     fully_shard(model, mesh=dense, mp_policy=policy, reshard_after_forward=False)  # the loss takes the head after `stream`
     register_fsdp_forward_method(model, "stream")
     for module in model.modules():

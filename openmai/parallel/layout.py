@@ -82,6 +82,11 @@ class Layout(Config):
         each = self.num_stages // self.pp
         if (self.schedule == "1f1b" and each != 1) or (self.schedule == "zbv" and each != 2):
             raise OpenmaiError(f"layout.stages_each={each}: schedule {self.schedule} has {1 if self.schedule == '1f1b' else 2}")
+        if self.schedule == "1f1b" and micro_batches < self.pp:
+            raise OpenmaiError(
+                f"layout.pp={self.pp} wants at least as many micro-batches, there are {micro_batches}; "
+                f"raise batch_rows {-(-self.pp // micro_batches)}-fold or lower micro_rows"
+            )
         if self.schedule in ("interleaved", "zero-bubble"):
             rounds = max(1, micro_batches // self.pp)
             if micro_batches % rounds:
@@ -144,6 +149,11 @@ class Layout(Config):
             )
         if self.pp > 1 and config.num_predict:
             found.append("pp does not work with num_predict yet")
+        each = self.num_stages // self.pp
+        if each > 1 and config.residual_scalars:
+            found.append("residual_scalars, which every stage needs, go with one stage per process: schedule 1f1b")
+        if self.pp > 1 and self.schedule == "zbv" and config.tied_embeddings:
+            found.append("tied_embeddings do not go with zbv, which puts both ends of the pipeline into one process; take 1f1b")
         return found
 
     def _product(self, shard: int) -> str:

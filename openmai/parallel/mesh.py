@@ -30,9 +30,9 @@ class Axis:
 
 
 class Mesh:
-    """Every group that a layout needs; all processes must build it together."""
+    """Every group that a layout needs; all processes must build it together. `tied` embeddings join the ends of a pipeline."""
 
-    def __init__(self, layout: Layout, device: str) -> None:
+    def __init__(self, layout: Layout, device: str, tied: bool = False) -> None:
         self.layout, self.device = layout, device
         pp, replicate, shard, cp, tp, ep = layout.pp, layout.dp_replicate, layout.dp_shard, layout.cp, layout.tp, layout.ep
         region = shard * cp * tp
@@ -45,9 +45,19 @@ class Mesh:
         self.tp, self.cp, self.ep = Axis.of(self.dense, "tp"), Axis.of(sequence, "cp"), Axis.of(self.sparse, "ep")
         self.pp, self.fsdp = Axis.of(self.dense, "pp"), Axis.of(self.dense, "fsdp")
         self.row, self.region, self.stage = Axis.of(rows, "row"), Axis.of(regions, "region"), Axis.of(stages, "stage")
+        self.ends = self._ends() if tied and pp > 1 else None
         self.dense_state = self._state(self.dense, "fsdp", "tp")
         self.sparse_state = self._state(self.sparse, "edp", "ep")
         self.data_rank = dist.get_rank() // (cp * tp) % (replicate * shard)
+
+    def _ends(self) -> Axis | None:
+        """Return the group of the first and the last process of this one's pipeline, if it is one of them."""
+        found = None
+        for ranks in self.dense.mesh.flatten(1).T[:, [0, -1]].tolist():
+            group = dist.new_group(ranks)
+            if dist.get_rank() in ranks:
+                found = Axis(group, ranks.index(dist.get_rank()), 2)
+        return found
 
     def _state(self, mesh: DeviceMesh, fsdp: str, divided: str) -> DeviceMesh:
         """Return the mesh as saved tensors see it: what tp or ep divides first and FSDP afterwards is divided in this order."""

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from openmai.model.checkpoint import save_weights
+from openmai.model.loss import stream_nats
+from openmai.model.moe import Router
 from openmai.model.transformer import Transformer
-from openmai.parallel.apply import divide, shard
+from openmai.parallel.apply import divide, let_go, shard
 from openmai.parallel.exchange import Pieces
 from openmai.parallel.layout import Layout
 from openmai.parallel.mesh import Axis, Mesh
 from openmai.parallel.parts import Parts
-from openmai.parallel.processes import Processes
+from openmai.parallel.pipeline import Pipeline
+from openmai.parallel.processes import Processes, whole
+
+EVERY_STAGE = ("stream_scale_L", "embedding_scale_L")
+"weights that all stages of a pipeline hold"
 
 
 class Team:
     """A model under a layout. With one process everything here is what it is without."""
 
-    def __init__(self, processes: Processes, layout: Layout, device: str) -> None:
+    def __init__(self, processes: Processes, layout: Layout, device: str, tied: bool = False) -> None:
         self.processes, self.layout = processes, layout
-        self.mesh = Mesh(layout, device) if processes.size > 1 else None
+        self.mesh = Mesh(layout, device, tied) if processes.size > 1 else None
         self.parts = Parts()
         self.data_rank = self.mesh.data_rank if self.mesh else 0
 
@@ -31,12 +43,14 @@ class Team:
         return cls(Processes(), Layout(dp_shard=1), "cpu")
 
     def take(self, model: Transformer, bf16: bool = False) -> Transformer:
-        """Divide a built model among the processes."""
-        if self.mesh:
-            self.parts = divide(model, self.mesh)
-            shard(model, self.mesh, bf16)
-            self._describe(model, self.mesh)
-        return model
+        """Divide a built model among the processes; return what this one has of it: the model, or a Pipeline that looks like one."""
+        if not self.mesh:
+            return model
+        self.parts = divide(model, self.mesh)
+        mine = Pipeline(model, self.layout, self.mesh.pp) if self.layout.pp > 1 else model
+        shard(mine, self.mesh, bf16)
+        self._describe(mine, self.mesh)
+        return cast(Transformer, mine)
 
     def _describe(self, model: nn.Module, mesh: Mesh) -> None:
         """Say of each matrix where its pieces lie, for Muon; those of experts are whole."""
@@ -50,26 +64,41 @@ class Team:
         """Return the sum of what the data-parallel groups count, each in all of its processes."""
         return self.processes.total([count], device)[0] / self.layout.copies
 
-    def over_rows(self, value: float) -> float:
-        """Return the sum over the processes that share each row of what each found for its tokens."""
-        if not self.mesh or self.layout.cp == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.mesh.device)
-        dist.all_reduce(total, group=self.mesh.cp.group)
-        return total.item()
+    def stream_nats(self, model: Transformer, tokens: np.ndarray, context: int, end_of_text: int) -> float:
+        """Return what `model.loss.stream_nats` does, to all processes."""
+        found = model.stream_nats if isinstance(model, Pipeline) else partial(stream_nats, model)
+        total = found(tokens, context, end_of_text)
+        let_go(model)
+        for axis in (self.mesh.cp, self.mesh.pp) if self.mesh else ():
+            if axis.size > 1 and (axis is self.mesh.cp or isinstance(model, Pipeline)):  # type: ignore[union-attr]
+                total = _total(total, axis, self.mesh.device)  # type: ignore[union-attr]
+        return total
 
-    def add_loads(self, loads: list[Tensor]) -> None:
-        """Sum what the routers of this process's layers counted over all that passed tokens through them."""
-        if not self.mesh:
-            return
-        for load in loads:
-            dist.all_reduce(load, group=self.mesh.stage.group)
+    def loads(self, model: Transformer) -> list[list[float]]:
+        """Sum what routers counted over all that passed tokens through them, move their biases, and return the loads of all layers."""
+        mine = {}
+        for name, router in named_routers(model):
+            if self.mesh:
+                dist.all_reduce(router.load_E, group=self.mesh.stage.group)
+            mine[name] = router.update_bias().tolist()
+        if not self.mesh or self.layout.pp == 1:
+            return list(mine.values())
+        everywhere: list[dict[str, list[float]]] = [{}] * self.layout.pp
+        dist.all_gather_object(everywhere, mine, group=self.mesh.pp.group)
+        joined = {name: load for found in everywhere for name, load in found.items()}
+        return [joined[name] for name in sorted(joined, key=lambda name: int(name.split(".")[1]))]
 
     def finish_gradients(self, model: nn.Module) -> None:
-        """Sum over tensor-parallel processes the gradients of weights that all of them hold whole."""
-        if self.mesh and self.layout.tp > 1:
-            named = [(name, parameter) for name, parameter in model.named_parameters() if name in self.parts.summed]
-            _sum_together([local(parameter.grad) for _, parameter in named if parameter.grad is not None], self.mesh.tp)
+        """Sum the gradients of weights that several processes hold whole: of a tensor-parallel group, or of a pipeline."""
+        if not self.mesh:
+            return
+        gradients = {name: local(parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None}
+        if self.layout.tp > 1:
+            _sum_together([gradients[name] for name in gradients if name in self.parts.summed], self.mesh.tp)
+        if self.layout.pp > 1:
+            _sum_together([gradients[name] for name in gradients if name in EVERY_STAGE], self.mesh.pp)
+            if self.mesh.ends and "embedding.weight" in gradients:
+                _sum_together([gradients["embedding.weight"]], self.mesh.ends)
 
     def clip(self, model: nn.Module, limit: float | None) -> float:
         """Return the norm of all gradients, and scale them down if it is above `limit`."""
@@ -89,19 +118,61 @@ class Team:
         """Return how many processes hold the same share of a tensor's gradient."""
         part = self.parts.of(name)
         alike = self.layout.tp if part.axis == "tp" and part.dim is None else 1
+        if name in EVERY_STAGE:
+            alike *= self.layout.pp
+        elif name == "embedding.weight" and self.mesh and self.mesh.ends:
+            alike *= self.mesh.ends.size
         return self.layout.dp_replicate * alike
 
     def state(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, dict[str, Tensor]]:
         """Return weights, buffers and moments by name, as parts of whole tensors that share memory with them: to be saved or read into."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        stored = dict(model.named_parameters())
-        stored |= {name: value for name, value in model.state_dict().items() if name in dict(model.named_buffers())}
+        stored: dict[str, Tensor] = dict(model.named_parameters())
+        for part in model.parts() if isinstance(model, Pipeline) else [model]:
+            kept = part.state_dict().keys()
+            stored |= {name: value for name, value in part.named_buffers() if name in kept}
         moments: dict[str, Tensor] = {}
         for optimizer in optimizers:
             for parameter, values in optimizer.state.items():
                 name = names[id(parameter)]
                 moments |= {f"{name}/{key}": self.saved(name, value) for key, value in values.items()}
         return {"model": {name: self.saved(name, value.detach()) for name, value in stored.items()}, "optimizers": moments}
+
+    def save(self, model: Transformer, folder: Path, tokenizer: Path) -> None:
+        """Let the first process write the whole model as `save_model` does; each tensor is put together when its turn comes."""
+        weights = self.state(model, [])["model"]
+        if self.layout.pp == 1 or not self.mesh:
+            described = {name: (value.dtype, tuple(value.shape)) for name, value in weights.items()}
+        else:
+            mine = {name: (value.dtype, tuple(value.shape)) for name, value in weights.items()}
+            everywhere: list[dict] = [{}] * self.layout.pp
+            dist.all_gather_object(everywhere, mine, group=self.mesh.pp.group)
+            described = {name: about for found in everywhere for name, about in found.items()}
+            owners = {name: stage for stage in reversed(range(self.layout.pp)) for name in everywhere[stage]}
+
+        def fetch(name: str) -> Tensor:
+            found = weights[name] if name in weights else torch.empty(0)
+            value = whole(found) if name in weights else found
+            if self.layout.pp == 1 or not self.mesh or owners[name] == 0:
+                return value
+            return self._bring(name, value, owners[name], described[name])
+
+        if self.processes.rank == 0:
+            save_weights(model.config, described, fetch, folder, tokenizer)
+        else:
+            for name in described:
+                fetch(name)
+
+    def _bring(self, name: str, value: Tensor, owner: int, about: tuple[torch.dtype, tuple[int, ...]]) -> Tensor:
+        """Return to the first process of a pipeline a tensor that process `owner` of it has."""
+        assert self.mesh
+        group, rank = self.mesh.pp.group, self.mesh.pp.rank
+        if rank == owner:
+            dist.send(value.contiguous(), dist.get_global_rank(group, 0), group)
+        elif rank == 0:
+            value = torch.empty(about[1], dtype=about[0], device=self.mesh.device)
+            dist.recv(value, dist.get_global_rank(group, owner), group)
+        return value
 
     def saved(self, name: str, value: Tensor) -> Tensor:
         """Return what this process holds of a parameter, buffer or moment as a part of the whole tensor."""
@@ -134,6 +205,18 @@ def prepare_state(optimizers: list[torch.optim.Optimizer]) -> None:
         optimizer.zero_grad()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+
+def named_routers(model: Transformer) -> list[tuple[str, Router]]:
+    """Return the routers that are here, in order, with their names in the whole model."""
+    parts = model.parts() if isinstance(model, Pipeline) else [model]
+    return [(name, module) for part in parts for name, module in part.named_modules() if isinstance(module, Router)]
+
+
+def _total(value: float, axis: Axis, device: str) -> float:
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(total, group=axis.group)
+    return total.item()
 
 
 def local(value: Tensor) -> Tensor:

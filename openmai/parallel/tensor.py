@@ -156,15 +156,14 @@ def divide_tensors(model: Transformer, axis: Axis, sequence: bool, parts: Parts)
         if not sequence:  # outside of the divided parts all processes do the same
             inner = {f"{prefix}{inner}" for inner, _ in module.named_parameters()} - {f"{prefix}{end}.bias"}
             parts.summed |= inner - parts.by_name.keys()
-    tied = model.head.weight is model.embedding.weight if model.head is not None and model.embedding is not None else False
-    if model.embedding is not None:
-        parts.divide(model.embedding, "embedding.", {"weight": 0}, axis, "tp")
-        model.embedding = SpreadEmbedding(model.embedding, region)  # type: ignore[assignment]
-    if model.head is not None:
-        parts.divide(model.head, "head.", {"weight": 0, "bias": 0}, axis, "tp")
-        if tied:
-            model.head.weight = model.embedding.weight
-        model.head.vocabulary = SpreadVocabulary(region, len(model.head.weight))
+    tied = model.head.weight is model.embedding.weight
+    parts.divide(model.embedding, "embedding.", {"weight": 0}, axis, "tp")
+    parts.divide(model.head, "head.", {"weight": 0, "bias": 0}, axis, "tp")
+    if tied:
+        model.head.weight = model.embedding.weight
+        del parts.by_name["head.weight"]
+    model.embedding = SpreadEmbedding(model.embedding, region)  # type: ignore[assignment]
+    model.head.vocabulary = SpreadVocabulary(region, len(model.head.weight))
     if model.position_embedding is not None:
         model.position_embedding.register_forward_pre_hook(lambda _, inputs: (region.cut(inputs[0]),))
     heads = model.config.num_heads // axis.size

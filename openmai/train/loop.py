@@ -18,8 +18,9 @@ from torch import Tensor
 from openmai.base.errors import OpenmaiError
 from openmai.base.events import Events
 from openmai.base.progress import Progress, say
-from openmai.model.loss import IGNORE, on_device_of, summed_nats
+from openmai.model.loss import IGNORE, summed_nats
 from openmai.model.transformer import Transformer
+from openmai.parallel.pipeline import Pipeline
 from openmai.parallel.team import Team
 from openmai.train.checkpoints import Checkpoints
 from openmai.train.config import LoopConfig, OptimizerConfig, ScheduleConfig
@@ -120,18 +121,13 @@ def _optimize(
     team: Team,
 ) -> dict:
     """Do one optimizer step over all micro-batches of all processes; return its figures."""
-    device = model.embedding.weight.device
+    device = next(model.parameters()).device
     units = team.units(sum(objective.units(micro) for micro in batch), device)
     if units == 0:
         raise OpenmaiError(f"{where}: the batch holds nothing to learn from (every target is masked)")
-    sums: dict[str, float] = {"loss": 0.0, "penalty": 0.0}
-    for micro in batch:
-        total, extra = objective.loss(model, on_device_of(model, micro))
-        penalty = model.take_penalty() * (objective.units(micro) / units)
-        (total / units + penalty).backward()
-        found = {"loss": total, **extra}
-        for name, value in {"penalty": penalty, **{name: value / units / team.layout.tp for name, value in found.items()}}.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
+    batch = [{name: value.to(device) for name, value in micro.items()} for micro in batch]
+    sums = model.gradients(batch, units) if isinstance(model, Pipeline) else _gradients(model, batch, objective, units)
+    sums = {name: value if name == "penalty" else value / team.layout.tp for name, value in sums.items()}
     team.finish_gradients(model)
     norm = team.clip(model, clip)
     summed = team.processes.total(list(sums.values()), device)
@@ -142,12 +138,22 @@ def _optimize(
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    team.add_loads([router.load_E for router in model.routers()])
-    loads = [router.update_bias() for router in model.routers()]
     figures: dict = {**sums, "grad_norm": norm, "tokens": int(tokens)}
-    if loads:
-        figures["expert_load"] = [[round(share, 5) for share in (load / load.sum()).tolist()] for load in loads]
+    if loads := team.loads(model):
+        figures["expert_load"] = [[round(share / sum(load), 5) for share in load] for load in loads]
     return figures
+
+
+def _gradients(model: Transformer, batch: Batch, objective: Objective, units: float) -> dict[str, float]:
+    """Add up the gradients of micro-batches; return the sums of their figures, losses divided by `units`."""
+    sums: dict[str, float] = {"loss": 0.0, "penalty": 0.0}
+    for micro in batch:
+        total, extra = objective.loss(model, micro)
+        penalty = model.take_penalty() * (objective.units(micro) / units)
+        (total / units + penalty).backward()
+        for name, value in {"loss": total / units, "penalty": penalty, **{name: value / units for name, value in extra.items()}}.items():
+            sums[name] = sums.get(name, 0.0) + value.item()
+    return sums
 
 
 def prepare_cpu(threads: int) -> None:

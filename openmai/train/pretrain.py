@@ -10,11 +10,9 @@ import numpy as np
 from openmai.base.artifact import Artifact
 from openmai.base.errors import OpenmaiError
 from openmai.base.progress import say
-from openmai.model.checkpoint import KIND, save_weights
-from openmai.model.loss import stream_nats
+from openmai.model.checkpoint import KIND
 from openmai.model.transformer import Transformer, num_parameters
-from openmai.parallel.apply import let_go
-from openmai.parallel.processes import Processes, create_together, whole
+from openmai.parallel.processes import Processes, create_together
 from openmai.parallel.team import Team
 from openmai.tokenizer.shards import Shard
 from openmai.tokenizer.tokenizer import Tokenizer
@@ -45,7 +43,7 @@ def pretrain(config: PretrainConfig) -> Artifact:
         model.initialize(config.loop.seed)
         model.to(config.loop.device)
         parameters = num_parameters(model)
-        team = Team(processes, layout, config.loop.device)
+        team = Team(processes, layout, config.loop.device, architecture.tied_embeddings)
         model = team.take(model)
         samples = config.loop.steps * config.batch_rows
         if recipe:
@@ -71,12 +69,7 @@ def pretrain(config: PretrainConfig) -> Artifact:
             work.tick,
             team,
         )
-        weights = team.state(model, [])["model"]
-        if processes.rank == 0:
-            save_weights(architecture, weights, work.path, vocabulary.path, whole)
-        else:
-            for value in weights.values():  # the first process puts these together
-                whole(value)
+        team.save(model, work.path, vocabulary.path)
         say(f"validation: {validate.latest:.4f} bits per byte (untrained {initial:.4f})")
         metrics = {"parameters": parameters, "tokens": tokens, "val_bpb": validate.latest, "untrained_val_bpb": initial}
         sealed = work.finish(metrics, scratch=["checkpoints"])
@@ -99,8 +92,7 @@ class Validation:
 
     def bits_per_byte(self, model: Transformer) -> float:
         """Return the bits that `model` needs per byte of validation text."""
-        nats = self.team.over_rows(stream_nats(model, self.tokens, self.context, self.end_of_text))
-        let_go(model)
+        nats = self.team.stream_nats(model, self.tokens, self.context, self.end_of_text)
         return nats / math.log(2) / self.bytes
 
     def __call__(self, step: Step) -> dict[str, float] | None:
