@@ -108,10 +108,11 @@ def run_case(out: Path, name: str, model: str, optimizer: str, layout: dict, las
     config = ModelConfig.model_validate({**BASE, **MODELS[model]})
     resolved = Layout.model_validate(layout).resolve(processes.size, ROWS, 1)
     resolved.check_model(config, CONTEXT)
-    network = Transformer(config)
-    network.initialize(0)
+    with torch.device("meta"):
+        network = Transformer(config)
     team = Team(processes, resolved, "cpu", config.tied_embeddings)
     network = team.take(network)
+    team.initialize(network, 0, "cpu")
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
 

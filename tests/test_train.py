@@ -29,12 +29,13 @@ MOE = DENSE.model_copy(
 MLA = DENSE.model_copy(update={"mla": MLAConfig(query_rank=16, kv_rank=8, nope_width=8, rope_width=4, value_width=8), "num_kv_heads": None})
 CONFIGS = {"dense": DENSE, "moe": MOE, "mla": MLA}
 
-# Losses of steps 1, 4, 8 and 12 of `run`, recorded on 2026-11-22 with torch 2.13 on x86-64.
-# A change that should not alter the computation keeps them.
+# Losses of steps 1, 4, 8 and 12 of `run`, recorded on 2026-11-28 with torch 2.13 on x86-64, when initial values became functions of seed
+# and name alone. A change that should not alter the computation keeps them. The first is the same for all: embedding and head are, and
+# what writes to the stream begins at zero.
 GOLDEN = {
-    "dense": [4.158586, 4.11459, 3.964588, 3.768635],
-    "moe": [4.159011, 4.119473, 3.953132, 3.770035],
-    "mla": [4.158875, 4.117845, 3.961498, 3.771449],
+    "dense": [4.159671, 4.119818, 3.974373, 3.792619],
+    "moe": [4.159671, 4.119387, 3.968904, 3.777328],
+    "mla": [4.159671, 4.119858, 3.974350, 3.790634],
 }
 
 

@@ -6,6 +6,7 @@ K head width, E experts, A active experts per token, N flattened tokens, L layer
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -252,28 +253,38 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, seed: int) -> None:
-        """Draw all weights from one seeded generator, in the order of their names.
+        """Draw all weights; each tensor's values follow from the seed and its name alone."""
+        for name, parameter in self.named_parameters():
+            parameter.copy_(self.draw(name, parameter.shape, seed))
+
+    def draw(self, name: str, shape: torch.Size, seed: int, rows: range | None = None) -> Tensor:
+        """Return the initial values of the weight `name` of this whole `shape`; of a stack of matrices only `rows`, if they are given.
 
         Matrices that read the residual stream get uniform weights of standard deviation 1/sqrt(fan-in), those that write to it start
         at zero, the output head is small: the scheme of nanochat, which suits Muon.
         """
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in sorted(self.named_parameters()):
-            drawn = torch.empty(parameter.shape)
-            if (start := self._constant(name, parameter.shape)) is not None:
-                drawn.copy_(start)
-            elif name.startswith(("embedding.", "position_embedding.")):
-                drawn.normal_(0, 0.02 if self.config.tied_embeddings else 0.8, generator=generator)
-            elif name.endswith(("smear_gate.weight", "value_gate.weight")):
-                drawn.uniform_(0, 0.02, generator=generator)  # slightly open
-            elif name.startswith("head"):
-                drawn.normal_(0, 0.001, generator=generator)
-            elif name.endswith(self._writers()):
-                drawn.zero_()
-            else:
-                bound = (3 / (self.config.width if "value_embedding" in name else parameter.shape[-1])) ** 0.5
-                drawn.uniform_(-bound, bound, generator=generator)
-            parameter.copy_(drawn)
+        if len(shape) == 3:
+            wanted = range(shape[0]) if rows is None else rows
+            parts = [self._draw(name, torch.Size(shape[1:]), f"{seed} {name} {row}") for row in wanted]
+            return torch.stack(parts) if parts else torch.empty(0, *shape[1:])
+        whole = self._draw(name, shape, f"{seed} {name}")
+        return whole if rows is None else whole[rows.start : rows.stop]
+
+    def _draw(self, name: str, shape: torch.Size, key: str) -> Tensor:
+        if (start := self._constant(name, shape)) is not None:
+            return start
+        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big"))
+        drawn = torch.empty(shape)
+        if name.startswith(("embedding.", "position_embedding.")):
+            return drawn.normal_(0, 0.02 if self.config.tied_embeddings else 0.8, generator=generator)
+        if name.endswith(("smear_gate.weight", "value_gate.weight")):
+            return drawn.uniform_(0, 0.02, generator=generator)  # slightly open
+        if name.startswith("head"):
+            return drawn.normal_(0, 0.001, generator=generator)
+        if name.endswith(self._writers()):
+            return drawn.zero_()
+        bound = (3 / (self.config.width if "value_embedding" in name else shape[-1])) ** 0.5
+        return drawn.uniform_(-bound, bound, generator=generator)
 
     def _constant(self, name: str, shape: torch.Size) -> Tensor | None:
         """Return the initial value of what is not drawn: norms, biases, sinks, and nanochat's scalars; None for the rest."""

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, HSDPMeshInfo, ShardPlacementResult
+from torch.distributed.tensor import Shard
 
 from openmai.model.moe import Experts
 from openmai.model.transformer import Transformer
@@ -53,15 +56,25 @@ def shard(model: Transformer | Pipeline, mesh: Mesh, bf16: bool) -> None:
         return
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32 if bf16 else None)
     again = mesh.layout.pp == 1  # zero-bubble schedules take weights' gradients from the graph that the forward pass left
-    dense = mesh.sharding(experts=False)
-    for module in model.modules():
-        if isinstance(module, Experts):
-            fully_shard(module, mesh=mesh.sharding(experts=True), mp_policy=policy, reshard_after_forward=again)
+    stacks = {parameter for module in model.modules() if isinstance(module, Experts) for parameter in module.parameters()}
+    dense, sparse = mesh.sharding(experts=False), mesh.sharding(experts=True)
+    info = None if dense.mesh.equal(sparse.mesh) else _mesh_info(sparse)
+
+    def place(parameter: nn.Parameter) -> ShardPlacementResult | None:
+        return ShardPlacementResult(Shard(0), info) if info and parameter in stacks else None
+
+    if bf16:
+        for router in model.routers():
+            fully_shard(router, mesh=dense, reshard_after_forward=again)  # in fp32: the choice hangs on small differences
     for part in [*model.blocks.children(), *model.predictors]:
-        fully_shard(part, mesh=dense, mp_policy=policy, reshard_after_forward=again)
+        fully_shard(part, mesh=dense, mp_policy=policy, reshard_after_forward=again, shard_placement_fn=place)
     fully_shard(model, mesh=dense, mp_policy=policy, reshard_after_forward=False)  # the loss takes the head after `stream`
     register_fsdp_forward_method(model, "stream")
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _mesh_info(mesh: DeviceMesh) -> FSDPMeshInfo:
+    return FSDPMeshInfo(mesh, shard_mesh_dim=0) if mesh.ndim == 1 else HSDPMeshInfo(mesh, shard_mesh_dim=1, replicate_mesh_dim=0)

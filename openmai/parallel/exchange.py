@@ -60,6 +60,8 @@ def on_whole_matrices(values: list[Tensor], compute: Compute, pieces: Sequence[P
     """
     results: list[Tensor | None] = [None] * len(values)
     here = [index for index in range(len(values)) if index >= len(pieces) or pieces[index] is None]
+    if any(isinstance(values[index], DTensor) and values[index].ndim == 2 for index in here):
+        raise RuntimeError("a matrix is divided but nobody said how: `Team.take` or `Team.initialize` must see it first")
     for index, result in zip(here, compute([_local(values[index]) for index in here]), strict=True):
         results[index] = result
     apart = [(index, place) for index, place in enumerate(pieces) if place is not None]

@@ -34,6 +34,8 @@ class Layout(Config):
     "between the parts that tp divides, divide the tokens"
     ep: int = Field(1, gt=0)
     "processes that divide the experts, taken from dp_shard x cp x tp"
+    checkpointing: Literal["none", "selective", "full"] = "none"
+    "what of a layer is computed again for the backward pass: nothing, all but products and attention, or all"
 
     @property
     def data(self) -> int:
@@ -79,6 +81,11 @@ class Layout(Config):
     def _check_schedule(self, micro_batches: int) -> None:
         if self.pp == 1:
             return
+        if self.schedule.startswith("z") and self.checkpointing != "none":
+            raise OpenmaiError(
+                f"layout.checkpointing={self.checkpointing} does not go with schedule {self.schedule}, which passes backwards in two "
+                f"halves; take 1f1b or interleaved, or checkpointing none"
+            )
         each = self.num_stages // self.pp
         if (self.schedule == "1f1b" and each != 1) or (self.schedule == "zbv" and each != 2):
             raise OpenmaiError(f"layout.stages_each={each}: schedule {self.schedule} has {1 if self.schedule == '1f1b' else 2}")

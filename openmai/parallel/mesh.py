@@ -43,6 +43,7 @@ class Mesh:
         regions = init_device_mesh(device, (pp * replicate, region), mesh_dim_names=("other", "region"))
         stages = init_device_mesh(device, (pp, replicate * region), mesh_dim_names=("pp", "stage"))
         self.tp, self.cp, self.ep = Axis.of(self.dense, "tp"), Axis.of(sequence, "cp"), Axis.of(self.sparse, "ep")
+        self.edp = Axis.of(self.sparse, "edp")
         self.pp, self.fsdp = Axis.of(self.dense, "pp"), Axis.of(self.dense, "fsdp")
         self.row, self.region, self.stage = Axis.of(rows, "row"), Axis.of(regions, "region"), Axis.of(stages, "stage")
         self.ends = self._ends() if tied and pp > 1 else None

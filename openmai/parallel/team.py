@@ -23,6 +23,7 @@ from openmai.parallel.mesh import Axis, Mesh
 from openmai.parallel.parts import Parts
 from openmai.parallel.pipeline import Pipeline
 from openmai.parallel.processes import Processes, whole
+from openmai.parallel.recompute import forget_activations
 
 EVERY_STAGE = ("stream_scale_L", "embedding_scale_L")
 "weights that all stages of a pipeline hold"
@@ -44,13 +45,45 @@ class Team:
 
     def take(self, model: Transformer, bf16: bool = False) -> Transformer:
         """Divide a built model among the processes; return what this one has of it: the model, or a Pipeline that looks like one."""
+        if self.mesh:
+            self.parts = divide(model, self.mesh)
+        forget_activations(model, self.layout.checkpointing)
         if not self.mesh:
             return model
-        self.parts = divide(model, self.mesh)
         mine = Pipeline(model, self.layout, self.mesh.pp) if self.layout.pp > 1 else model
         shard(mine, self.mesh, bf16)
         self._describe(mine, self.mesh)
         return cast(Transformer, mine)
+
+    @torch.no_grad()
+    def initialize(self, model: Transformer, seed: int, device: str) -> None:
+        """Draw the weights of a model that was built on the meta device, each process its own part of them."""
+        kept = torch.__future__.get_swap_module_params_on_conversion()
+        torch.__future__.set_swap_module_params_on_conversion(True)  # tied weights stay tied
+        model.to_empty(device=device)
+        torch.__future__.set_swap_module_params_on_conversion(kept)
+        if self.mesh:
+            self._describe(model, self.mesh)  # swapped parameters have lost it
+        for part in model.parts() if isinstance(model, Pipeline) else [model]:
+            for buffer in part.buffers():
+                buffer.zero_()
+            for name, parameter in part.named_parameters():
+                local(parameter).copy_(self._draw(part, name, parameter, seed))
+
+    def _draw(self, model: Transformer, name: str, parameter: Tensor, seed: int) -> Tensor:
+        """Return this process's part of the initial values of a weight."""
+        part, shape = self.parts.of(name), self.saved(name, parameter).shape
+        if not self.mesh:
+            return model.draw(name, shape, seed)
+        if part.axis == "ep":
+            rows = _share(range(shape[0]), self.mesh.ep)
+            return model.draw(name, shape, seed, _chunk(rows, self.mesh.edp))
+        value = model.draw(name, shape, seed)
+        if part.dim is not None:
+            rows = _share(range(shape[part.dim]), self.mesh.tp)
+            value = value.narrow(part.dim, rows.start, len(rows))
+        rows = _chunk(range(len(value)), self.mesh.fsdp)
+        return value[rows.start : rows.stop]
 
     def _describe(self, model: nn.Module, mesh: Mesh) -> None:
         """Say of each matrix where its pieces lie, for Muon; those of experts are whole."""
@@ -217,6 +250,18 @@ def _total(value: float, axis: Axis, device: str) -> float:
     total = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(total, group=axis.group)
     return total.item()
+
+
+def _share(rows: range, axis: Axis) -> range:
+    """Return this process's part of what divides into equal parts."""
+    size = len(rows) // axis.size
+    return rows[axis.rank * size : (axis.rank + 1) * size]
+
+
+def _chunk(rows: range, axis: Axis) -> range:
+    """Return this process's part of what FSDP divides, as `torch.chunk` does."""
+    size = -(-len(rows) // axis.size)
+    return rows[axis.rank * size : (axis.rank + 1) * size]
 
 
 def local(value: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from openmai.base.artifact import Artifact
 from openmai.base.errors import OpenmaiError
@@ -39,12 +40,12 @@ def pretrain(config: PretrainConfig) -> Artifact:
         tokenizer = Tokenizer.load(vocabulary.path)
         if tokenizer.fingerprint != shards.metrics["fingerprint"]:
             raise OpenmaiError(f"{config.shards}: encoded with another tokenizer than {config.tokenizer}; encode again")
-        model = Transformer(architecture)
-        model.initialize(config.loop.seed)
-        model.to(config.loop.device)
+        with torch.device("meta"):
+            model = Transformer(architecture)
         parameters = num_parameters(model)
         team = Team(processes, layout, config.loop.device, architecture.tied_embeddings)
         model = team.take(model)
+        team.initialize(model, config.loop.seed, config.loop.device)
         samples = config.loop.steps * config.batch_rows
         if recipe:
             mixture = Mixture.open_phases(shards, config.context, recipe, samples, config.loop.seed)
