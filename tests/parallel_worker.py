@@ -48,7 +48,9 @@ MODELS = {
     "span": {"qk_norm": True, "qk_norm_span": "all", "norm_place": "after"},
     "moe": {"num_kv_heads": 2, "moe": {**EXPERTS, "score": "sigmoid", "bias_rate": 0.01, "num_shared": 1, "first_dense": 1}},
     "mla": {"head_width": None, "mla": MLA, "moe": EXPERTS},
-    "latent": {"moe": {**EXPERTS, "aux_span": "batch", "latent_width": 16, "every": 2, "expert_bias": True, "router_bias": True}},
+    "latent": {
+        "moe": {**EXPERTS, "num_experts": 4, "aux_span": "batch", "latent_width": 16, "every": 2, "expert_bias": True, "router_bias": True}
+    },
     "nanochat": {"value_embeddings": True, "residual_scalars": True, "smear": True, "backout": True, "norm_weight": "none", "gated": False},
     "values": {"value_embeddings": True, "residual_scalars": True, "backout": True, "norm_weight": "none", "gated": False},
     "ahead": {"num_predict": 2, "moe": EXPERTS},

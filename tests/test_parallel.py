@@ -74,11 +74,12 @@ LAYOUTS: dict[int, list[tuple[str, dict]]] = {
         ("tied-adamw", {"tp": 4}),
         ("dense-muon", {"cp": 2, "tp": 2}),
         ("mla-muon", {"tp": 2, "ep": 4}),
-        ("latent-muon", {"cp": 2, "ep": 4}),
+        ("latent-adamw", {"cp": 2, "ep": 4}),
         ("moe-muon", {"pp": 2, "schedule": "zero-bubble", "ep": 2}),
     ],
     8: [
         ("moe-muon", {"dp_shard": 2, "cp": 2, "tp": 2, "ep": 4}),
+        ("latent-muon", {"cp": 2, "ep": 2}),  # fewer experts than processes that divide them
         ("dense-adamw", {"dp_replicate": 2, "dp_shard": 2, "tp": 2}),
         ("dense-muon", {"pp": 2, "dp_shard": 2, "tp": 2}),
         ("moe-adamw", {"pp": 2, "schedule": "interleaved", "cp": 2, "tp": 2, "ep": 4}),

@@ -60,12 +60,13 @@ def shard(model: Transformer | Pipeline, mesh: Mesh, bf16: bool) -> None:
     dense, sparse = mesh.sharding(experts=False), mesh.sharding(experts=True)
     info = None if dense.mesh.equal(sparse.mesh) else _mesh_info(sparse)
 
-    def place(parameter: nn.Parameter) -> ShardPlacementResult | None:
-        return ShardPlacementResult(Shard(0), info) if info and parameter in stacks else None
+    def place(parameter: nn.Parameter) -> Shard | ShardPlacementResult | None:
+        if parameter not in stacks:
+            return None
+        few = len(parameter) % mesh.edp.size != 0 and parameter.shape[1] % mesh.edp.size == 0
+        by = Shard(1) if few else Shard(0)  # fewer experts than processes: each holds rows of all of them
+        return ShardPlacementResult(by, info) if info else by
 
-    if bf16:
-        for router in model.routers():
-            fully_shard(router, mesh=dense, reshard_after_forward=again)  # in fp32: the choice hangs on small differences
     for part in [*model.blocks.children(), *model.predictors]:
         fully_shard(part, mesh=dense, mp_policy=policy, reshard_after_forward=again, shard_placement_fn=place)
     fully_shard(model, mesh=dense, mp_policy=policy, reshard_after_forward=False)  # the loss takes the head after `stream`

@@ -100,14 +100,14 @@ def _sum(x: Tensor, axis: Axis) -> Tensor:
 
 def _gathered(x_BTD: Tensor, axis: Axis) -> Tensor:
     joined = x_BTD.new_empty(axis.size * x_BTD.shape[0], *x_BTD.shape[1:])
-    dist.all_gather_into_tensor(joined, x_BTD.contiguous(), group=axis.group)
+    dist.all_gather_single(joined, x_BTD.contiguous(), group=axis.group)
     return joined.unflatten(0, (axis.size, -1)).transpose(0, 1).flatten(1, 2)
 
 
 def _scattered(x_BTD: Tensor, axis: Axis) -> Tensor:
     parts = x_BTD.unflatten(1, (axis.size, -1)).transpose(0, 1).contiguous()
     mine = torch.empty_like(parts[0])
-    dist.reduce_scatter_tensor(mine, parts.flatten(0, 1), group=axis.group)
+    dist.reduce_scatter_single(mine, parts.flatten(0, 1), group=axis.group)
     return mine
 
 

@@ -55,21 +55,37 @@ class Pieces:
 def on_whole_matrices(values: list[Tensor], compute: Compute, pieces: Sequence[Pieces | None] = ()) -> list[Tensor]:
     """Return `compute(values)`, which treats each matrix (R, C) or stack of matrices (E, R, C) by itself, for tensors in pieces.
 
-    Matrices with `pieces` travel once to their owner and once back, each process computing its share of them; the rest, and stacks, which
-    are divided between matrices only, are computed where they lie.
+    Matrices with `pieces`, also those of a stack, travel once to their owner and once back, each process computing its share of them; the
+    rest is computed where it lies.
     """
     results: list[Tensor | None] = [None] * len(values)
     here = [index for index in range(len(values)) if index >= len(pieces) or pieces[index] is None]
-    if any(isinstance(values[index], DTensor) and values[index].ndim == 2 for index in here):
+    if any(_cut(values[index]) for index in here):
         raise RuntimeError("a matrix is divided but nobody said how: `Team.take` or `Team.initialize` must see it first")
     for index, result in zip(here, compute([_local(values[index]) for index in here]), strict=True):
         results[index] = result
-    apart = [(index, place) for index, place in enumerate(pieces) if place is not None]
-    if apart:
-        found = _by_owner([_local(values[index]) for index, _ in apart], [place for _, place in apart], compute)
-        for (index, _), result in zip(apart, found, strict=True):
-            results[index] = result
+    by_axis: dict[int, list[tuple[int, Pieces]]] = {}
+    for index, place in enumerate(pieces):
+        if place is not None:
+            by_axis.setdefault(id(place.axis), []).append((index, place))
+    for apart in by_axis.values():
+        matrices = [matrix for index, _ in apart for matrix in _matrices(_local(values[index]))]
+        places = [place for index, place in apart for _ in _matrices(_local(values[index]))]
+        found = iter(_by_owner(matrices, places, compute))
+        for index, _ in apart:
+            own = [next(found) for _ in _matrices(_local(values[index]))]
+            results[index] = own[0] if values[index].ndim == 2 else torch.stack(own)
     return [_like(value, result) for value, result in zip(values, results, strict=True)]
+
+
+def _cut(value: Tensor) -> bool:
+    """Whether processes hold pieces of the matrices of `value`."""
+    return isinstance(value, DTensor) and (value.ndim == 2 or value.placements[-1].is_shard(1))
+
+
+def _matrices(value: Tensor) -> list[Tensor]:
+    """Return the matrices of a stack, or the one that it is."""
+    return [value] if value.ndim == 2 else list(value)
 
 
 def _by_owner(values: list[Tensor], pieces: list[Pieces], compute: Compute) -> list[Tensor]:

@@ -20,6 +20,9 @@ STACKS = ("gate_EFD", "up_EFD", "down_EDF", "gate_bias_EF", "up_bias_EF", "down_
 class AllToAll:
     """Bring rows to the processes that hold their experts, and the answers back into the same order."""
 
+    balanced = False
+    "assume that experts get equal numbers of rows: for symbolic runs, where nobody can count"
+
     def __init__(self, axis: Axis) -> None:
         self.axis = axis
 
@@ -27,18 +30,21 @@ class AllToAll:
         ranks = self.axis.size
         incoming_RE = torch.empty_like(counts_E).view(ranks, -1)  # by sender and local expert
         dist.all_to_all_single(incoming_RE, counts_E.view(ranks, -1).contiguous(), group=self.axis.group)
-        sent, received = counts_E.view(ranks, -1).sum(1).tolist(), incoming_RE.sum(1).tolist()
+        if self.balanced:
+            sent = received = [len(x_MD) // ranks] * ranks
+        else:
+            sent, received = counts_E.view(ranks, -1).sum(1).tolist(), incoming_RE.sum(1).tolist()
         arrived_MD = exchange_rows(x_MD, sent, received, self.axis)
-        order_M = _by_expert(incoming_RE)
+        order_M = _by_expert(incoming_RE, len(arrived_MD))
         y_MD = compute(arrived_MD[order_M], incoming_RE.sum(0, dtype=torch.int32))
         back_MD = torch.empty_like(y_MD).index_copy(0, order_M, y_MD)
         return exchange_rows(back_MD, received, sent, self.axis)
 
 
-def _by_expert(counts_RE: Tensor) -> Tensor:
+def _by_expert(counts_RE: Tensor, rows: int) -> Tensor:
     """Return the order that sorts rows, which come by sender and within it by expert, by expert and within it by sender."""
     experts_M = torch.arange(counts_RE.numel(), device=counts_RE.device).remainder(counts_RE.shape[1])
-    return experts_M.repeat_interleave(counts_RE.flatten()).argsort(stable=True)
+    return experts_M.repeat_interleave(counts_RE.flatten(), output_size=rows).argsort(stable=True)
 
 
 def divide_experts(model: Transformer, axis: Axis, parts: Parts) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
+from torch.distributed.pipelining._utils import InferenceMode
 from torch.distributed.pipelining.schedules import (
     Schedule1F1B,
     ScheduleInterleaved1F1B,
@@ -115,6 +116,7 @@ class Pipeline(nn.Module):
         self.numbers = stage_numbers(layout, axis.rank)
         self.stages = nn.ModuleList(Stage.of(model, spans[number]) for number in self.numbers)
         self.schedules: dict[tuple[int, ...], Any] = {}
+        self.symbolic = False  # tensors have no values, so stages cannot ask each other
 
     def parts(self) -> list[Stage]:
         """Return the stages that are here."""
@@ -147,7 +149,7 @@ class Pipeline(nn.Module):
         """Pass micro-batches forward and backward; return sums of loss and penalty (zero where the last stage is elsewhere)."""
         for stage in self.parts():
             stage.units = units
-        outputs = self._run(batch, backward=True)
+        outputs = self.run(batch, backward=True)
         loss, penalty = (0.0, 0.0) if outputs is None else outputs.detach().double().sum(0).tolist()
         return {"loss": loss, "penalty": penalty}
 
@@ -171,12 +173,13 @@ class Pipeline(nn.Module):
                 {"ids": some_ids.to(device), "targets": some_targets.to(device)}
                 for some_ids, some_targets in zip(ids.split(rows), targets.split(rows), strict=True)
             ]
-            outputs = self._run(batch, backward=False)
+            outputs = self.run(batch, backward=False)
             total += 0.0 if outputs is None else outputs[:, 0].double().sum().item()
         self.train()
         return total
 
-    def _run(self, batch: list[dict[str, Tensor]], backward: bool) -> Tensor | None:
+    def run(self, batch: list[dict[str, Tensor]], backward: bool) -> Tensor | None:
+        """Pass micro-batches through the schedule; return the results of the last stage, (N, 2), if it is here."""
         joined = {name: torch.cat([micro[name] for micro in batch]) for name in batch[0]}
         schedule = self._schedule(len(batch), batch[0]["ids"])
         arguments = (joined["ids"],) if self.parts()[0].first else ()
@@ -206,7 +209,10 @@ class Pipeline(nn.Module):
             ]
             only = stages[0] if self.layout.schedule == "1f1b" else stages
             make: Any = SCHEDULES[self.layout.schedule]
-            self.schedules[key] = make(only, count, loss_fn=lambda output, _: output.sum(), scale_grads=False)
+            schedule = make(only, count, loss_fn=lambda output, _: output.sum(), scale_grads=False)
+            if self.symbolic:
+                schedule._warmup_p2p = _believe
+            self.schedules[key] = schedule
         return self.schedules[key]
 
     def _streams(self, ids_BT: Tensor) -> tuple[Tensor, ...]:
@@ -225,6 +231,12 @@ class Pipeline(nn.Module):
             policy = stage._get_fsdp_state()._mp_policy
             return policy.param_dtype or torch.float32
         return next(stage.parameters()).dtype
+
+
+def _believe(stages: list[Any], *_: Any) -> None:
+    """Take the shapes that were given to stages as they are, instead of voting on it."""
+    for stage in stages:
+        stage._inference_mode = InferenceMode.STATIC
 
 
 def split_layers(layers: int, layout: Layout) -> list[range]:

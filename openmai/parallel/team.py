@@ -58,17 +58,21 @@ class Team:
     @torch.no_grad()
     def initialize(self, model: Transformer, seed: int, device: str) -> None:
         """Draw the weights of a model that was built on the meta device, each process its own part of them."""
+        self.give_memory(model, device)
+        for part in model.parts() if isinstance(model, Pipeline) else [model]:
+            for buffer in part.buffers():
+                buffer.zero_()
+            for name, parameter in part.named_parameters():
+                local(parameter).copy_(self._draw(part, name, parameter, seed))
+
+    def give_memory(self, model: Transformer, device: str) -> None:
+        """Move a model from the meta device to one with memory, without values."""
         kept = torch.__future__.get_swap_module_params_on_conversion()
         torch.__future__.set_swap_module_params_on_conversion(True)  # tied weights stay tied
         model.to_empty(device=device)
         torch.__future__.set_swap_module_params_on_conversion(kept)
         if self.mesh:
             self._describe(model, self.mesh)  # swapped parameters have lost it
-        for part in model.parts() if isinstance(model, Pipeline) else [model]:
-            for buffer in part.buffers():
-                buffer.zero_()
-            for name, parameter in part.named_parameters():
-                local(parameter).copy_(self._draw(part, name, parameter, seed))
 
     def _draw(self, model: Transformer, name: str, parameter: Tensor, seed: int) -> Tensor:
         """Return this process's part of the initial values of a weight."""
@@ -76,8 +80,11 @@ class Team:
         if not self.mesh:
             return model.draw(name, shape, seed)
         if part.axis == "ep":
-            rows = _share(range(shape[0]), self.mesh.ep)
-            return model.draw(name, shape, seed, _chunk(rows, self.mesh.edp))
+            experts = _share(range(shape[0]), self.mesh.ep)
+            if not self._by_rows(parameter):
+                return model.draw(name, shape, seed, _chunk(experts, self.mesh.edp))
+            rows = _chunk(range(shape[1]), self.mesh.edp)
+            return model.draw(name, shape, seed, experts)[:, rows.start : rows.stop]
         value = model.draw(name, shape, seed)
         if part.dim is not None:
             rows = _share(range(shape[part.dim]), self.mesh.tp)
@@ -85,10 +92,17 @@ class Team:
         rows = _chunk(range(len(value)), self.mesh.fsdp)
         return value[rows.start : rows.stop]
 
+    @staticmethod
+    def _by_rows(parameter: Tensor) -> bool:
+        """Whether a stack of experts is divided within them."""
+        return isinstance(parameter, DTensor) and parameter.placements[-1] == Shard(1)
+
     def _describe(self, model: nn.Module, mesh: Mesh) -> None:
-        """Say of each matrix where its pieces lie, for Muon; those of experts are whole."""
+        """Say of each matrix where its pieces lie, for Muon; those of experts are whole, unless processes hold rows of them."""
         for name, parameter in model.named_parameters():
             part = self.parts.of(name)
+            if parameter.ndim == 3 and self._by_rows(parameter):
+                parameter.pieces = Pieces.of(tuple(parameter.shape[1:]), None, mesh.edp, 1)  # type: ignore[attr-defined, arg-type]
             if parameter.ndim == 2 and part.axis == "tp":
                 shape = tuple(self.saved(name, parameter).shape)
                 parameter.pieces = Pieces.of(shape, part.dim, mesh.region, self.layout.tp)  # type: ignore[attr-defined, arg-type]
@@ -135,17 +149,22 @@ class Team:
 
     def clip(self, model: nn.Module, limit: float | None) -> float:
         """Return the norm of all gradients, and scale them down if it is above `limit`."""
+        norm = self.processes.total([self.gradient_squares(model).item()], next(model.parameters()).device)[0] ** 0.5
+        if limit is not None and norm > limit:
+            torch._foreach_mul_(
+                [local(parameter.grad) for parameter in model.parameters() if parameter.grad is not None], limit / (norm + 1e-6)
+            )
+        return norm
+
+    def gradient_squares(self, model: nn.Module) -> Tensor:
+        """Return what this process adds to the sum of squares of all gradients, in fp64."""
         gradients = [(name, local(parameter.grad)) for name, parameter in model.named_parameters() if parameter.grad is not None]
         device = next(model.parameters()).device
-        squares = torch.zeros((), dtype=torch.float64, device=device)
-        if gradients:
-            norms = torch._foreach_norm([gradient.float() for _, gradient in gradients])
-            weights = torch.tensor([1 / self._copies(name) for name, _ in gradients], dtype=torch.float64, device=device)
-            squares = (torch.stack(norms).double().square() * weights).sum()
-        norm = self.processes.total([squares.item()], device)[0] ** 0.5
-        if limit is not None and norm > limit:
-            torch._foreach_mul_([gradient for _, gradient in gradients], limit / (norm + 1e-6))
-        return norm
+        if not gradients:
+            return torch.zeros((), dtype=torch.float64, device=device)
+        norms = torch._foreach_norm([gradient.float() for _, gradient in gradients])
+        weights = torch.tensor([1 / self._copies(name) for name, _ in gradients], dtype=torch.float64, device=device)
+        return (torch.stack(norms).double().square() * weights).sum()
 
     def _copies(self, name: str) -> int:
         """Return how many processes hold the same share of a tensor's gradient."""
@@ -214,7 +233,7 @@ class Team:
         part = self.parts.of(name)
         mesh = self.mesh.sparse_state if part.axis == "ep" else self.mesh.dense_state
         divided = Replicate() if part.dim is None else Shard(part.dim)
-        sharded = Shard(0) if isinstance(value, DTensor) else Replicate()
+        sharded = value.placements[-1] if isinstance(value, DTensor) else Replicate()
         shape = list(value.shape)
         if part.dim is not None:
             shape[part.dim] *= mesh.size(1)

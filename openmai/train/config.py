@@ -135,3 +135,29 @@ def from_depth(depth: int) -> dict[str, Any]:
         "qk_norm": True,
         "rope_theta": 100_000.0,
     }
+
+
+class DryRunConfig(PretrainConfig):
+    """Run one optimizer step of one process of any cluster without memory, and count its bytes and collectives."""
+
+    shards: Path = Path()
+    "not read"
+    tokenizer: Path = Path()
+    "not read"
+    out: Path | None = None  # type: ignore[assignment]
+    "JSON file for the figures"
+    processes: int = Field(1, gt=0)
+    "processes of the run"
+    rank: int = Field(0, ge=0)
+    "which of them to be; the first of a pipeline holds the most activations"
+    vocab_size: int = Field(0, ge=0)
+    "tokens of the vocabulary; 0: that of the preset"
+    bf16: bool = True
+    "compute in bfloat16, with weights, reduced gradients and state in fp32"
+    loop: LoopConfig = LoopConfig(steps=1)
+
+    def architecture(self, vocab_size: int) -> ModelConfig:
+        """Work out the model as training does; without a vocabulary it has the preset's."""
+        if not vocab_size:
+            vocab_size = load_preset(self.preset).vocab_size if self.preset else 32_768
+        return super().architecture(vocab_size)
