@@ -96,7 +96,7 @@ def test_a_dry_run_says_what_a_process_does(layout: dict, model: dict, tmp_path:
 def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture) -> None:
     assert main(["train", "dry-run", "--preset=mai-1", "--processes=8", "--layout.tp=3"]) == 1
     assert "is not 8, the number of processes; nearest:" in capsys.readouterr().err
-    assert main(["train", "dry-run", "--depth=2", "--processes=2", "--rank=2"]) == 1
+    assert main(["train", "dry-run", "--depth=2", "--processes=2", "--rank=2", "--batch_rows=32"]) == 1
     assert "there are processes 0 to 1" in capsys.readouterr().err
 
 
