@@ -1,0 +1,70 @@
+"""Which layers a pipeline stage holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from openmai.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A layer as the plan sees it; layers of one kind cost the same."""
+
+    moe: bool
+    is_global: bool
+    values: bool
+    "adds a value embedding"
+    layer: int
+    "one layer of the kind, by which its figures are looked up"
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Layers per pipeline stage and kind, (S, kinds)."""
+
+    kinds: tuple[Kind, ...]
+    counts: np.ndarray
+
+
+def layer_kinds(model: ModelConfig) -> dict[Kind, list[int]]:
+    """Sort the layers by kind."""
+    found: dict[tuple[bool, bool, bool], list[int]] = {}
+    for layer in range(model.num_layers):
+        found.setdefault((model.is_moe(layer), model.is_global(layer), model.has_value_embedding(layer)), []).append(layer)
+    return {Kind(*key, layer=layers[0]): layers for key, layers in found.items()}
+
+
+def divide_layers(num_layers: int, chunks: int) -> list[int]:
+    """Return the layers of each chunk: equal where they divide; else the last and then the first have fewer, for they hold the rest.
+
+    So are Llama 3.1 405B's 126 layers on 16 stages of 8 chunks (arXiv:2407.21783, section 3.3.2), or DeepSeek-V3's 61 in Megatron-Bridge.
+    """
+    most = -(-num_layers // chunks)
+    sizes, missing, turn = [most] * chunks, most * chunks - num_layers, 0
+    while missing:
+        ends = (chunks - 1, 0, chunks - 1) if most > 2 else (chunks - 1, 0)
+        place = ends[turn] if turn < len(ends) else chunks - 1 - (turn - len(ends)) % chunks
+        if sizes[place] > (1 if most > 1 else 0):
+            sizes[place] -= 1
+            missing -= 1
+        turn += 1
+    return sizes
+
+
+@lru_cache(maxsize=4096)
+def stages_of(model: ModelConfig, pp: int, virtual: int) -> Stages:
+    """Place the layers: chunk number c belongs to stage c modulo `pp`."""
+    by_kind = layer_kinds(model)
+    kinds = tuple(by_kind)
+    place = {layer: number for number, layers in enumerate(by_kind.values()) for layer in layers}
+    counts, layer = np.zeros((pp, len(kinds)), dtype=int), 0
+    for chunk, size in enumerate(divide_layers(model.num_layers, pp * virtual)):
+        for number, amount in Counter(place[index] for index in range(layer, layer + size)).items():
+            counts[chunk % pp, number] += amount
+        layer += size
+    return Stages(kinds, counts)
