@@ -52,8 +52,17 @@ def main() -> None:
         print(f"  {sum(1 for _, why in left if why == reason):4}  {reason}")
     if arguments.json:
         values = [
-            {"row": one.row.name, "published_s": one.row.step_s, "predicted_s": one.step_s, "error": one.error, "fitted": one.fitted,
-             "repeats": one.sibling, "family": one.family, "source": one.row.source} for one in rows
+            {
+                "row": one.row.name,
+                "published_s": one.row.step_s,
+                "predicted_s": one.step_s,
+                "error": one.error,
+                "fitted": one.fitted,
+                "repeats": one.sibling,
+                "family": one.family,
+                "source": one.row.source,
+            }
+            for one in rows
         ]
         write_json(arguments.json, {"rows": values, "summary": {key: value for key, value in result.items() if key != "lines"}})
 
@@ -69,7 +78,11 @@ def summary(rows: list[Compared]) -> dict[str, Any]:
         mine = [one for one in rows if one.row.is_moe == moe]
         lines.append(_line(f"all {title}", mine))
         held = [one for one in mine if not one.fitted]
-        result[title] = {"mean": mean(one.error for one in held), "new": mean(one.error for one in held if not one.sibling), "rows": len(held)}
+        result[title] = {
+            "mean": mean(one.error for one in held),
+            "new": mean(one.error for one in held if not one.sibling),
+            "rows": len(held),
+        }
         by_family = [mean(o.error for o in held if o.family == name) for name in {o.family for o in held}]
         result[title]["mean_of_families"] = statistics.fmean(by_family)
     return result
@@ -80,7 +93,9 @@ def _line(name: str, rows: list[Compared]) -> str:
     new = [one for one in held if not one.sibling]
     fresh = f"{100 * mean(one.error for one in new):8.1f} % {len(new):3}" if new else ""
     largest = max(held, key=lambda one: abs(one.error)).error
-    return f"{name:20}{len(rows) - len(held):7}{len(held):9}{100 * mean(one.error for one in held):10.1f} %{100 * largest:+8.0f}%{fresh:>14}"
+    return (
+        f"{name:20}{len(rows) - len(held):7}{len(held):9}{100 * mean(one.error for one in held):10.1f} %{100 * largest:+8.0f}%{fresh:>14}"
+    )
 
 
 if __name__ == "__main__":

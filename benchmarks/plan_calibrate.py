@@ -58,17 +58,32 @@ SPECS: dict[str, Spec] = {
         moe=False,
         rows=bridge(
             *(f"26.04.01_pretrain-{n:03d}" for n in (1, 2, 3, 4, 5, 6, 7, 11)),
-            "25.11_pretrain-017", "26.02_pretrain-007", "25.11_pretrain-024", "25.11_pretrain-023",
+            "25.11_pretrain-017",
+            "26.02_pretrain-007",
+            "25.11_pretrain-024",
+            "25.11_pretrain-023",
         ),
         factors=(
             *(
                 (place, "matmul", 0.9, 0.15)
                 for place in (
-                    "b200/fp8", "gb200/fp8", "gb200/mxfp8", "gb200/nvfp4", "gb300/fp8", "gb300/mxfp8", "gb300/nvfp4", "h100/fp8",
+                    "b200/fp8",
+                    "gb200/fp8",
+                    "gb200/mxfp8",
+                    "gb200/nvfp4",
+                    "gb300/fp8",
+                    "gb300/mxfp8",
+                    "gb300/nvfp4",
+                    "h100/fp8",
                 )
             ),
-            ("", "attention", 0.6, 0.15), ("", "memory", 1.2, 0.3), ("", "tp", 0.5, 0.4), ("", "pp", 0.2, 0.5), ("", "dp", 1.2, 0.3),
-            ("bridge-25.11", "speed", 1.0, 0.04), ("bridge-26.02", "speed", 1.0, 0.04),
+            ("", "attention", 0.6, 0.15),
+            ("", "memory", 1.2, 0.3),
+            ("", "tp", 0.5, 0.4),
+            ("", "pp", 0.2, 0.5),
+            ("", "dp", 1.2, 0.3),
+            ("bridge-25.11", "speed", 1.0, 0.04),
+            ("bridge-26.02", "speed", 1.0, 0.04),
         ),
         default="bridge-26.04.01",
     ),
@@ -78,15 +93,30 @@ SPECS: dict[str, Spec] = {
         moe=True,
         rows=bridge(
             *(f"26.04.01_pretrain-{n:03d}" for n in (16, 17, 19, 22, 23, 24, 27, 30, 31, 33)),
-            "26.02_pretrain-015", "26.02_pretrain-023", "25.11_pretrain-015", "25.11_pretrain-022", "25.11_pretrain-004",
+            "26.02_pretrain-015",
+            "26.02_pretrain-023",
+            "25.11_pretrain-015",
+            "25.11_pretrain-022",
+            "25.11_pretrain-004",
         ),
         factors=(
             *((place, "matmul", 0.85, 0.15) for place in ("b200/bf16", "b300/bf16", "b300/mxfp8", "gb300/bf16", "h100/bf16")),
-            ("b200/mxfp8", "matmul", 0.7, 0.2), ("gb200/mxfp8", "matmul", 0.8, 0.1), ("gb300/mxfp8", "matmul", 1.0, 0.1),
-            ("h100/fp8", "matmul", 1.0, 0.1), ("", "attention", 0.6, 0.2),
-            ("mxfp8", "experts", 0.7, 0.3), ("fp8", "experts", 0.7, 0.3), ("bf16", "experts", 0.7, 0.3),
-            ("", "dispatch", 2.5, 0.4), ("", "launch_us", 14.0, 0.5), ("", "ep", 1.0, 0.3), ("", "ep_hidden", 0.3, 0.6),
-            ("", "pp", 0.5, 0.5), ("", "dp", 1.2, 0.3), ("bridge-25.11", "speed", 1.0, 0.06), ("bridge-26.02", "speed", 1.0, 0.06),
+            ("b200/mxfp8", "matmul", 0.7, 0.2),
+            ("gb200/mxfp8", "matmul", 0.8, 0.1),
+            ("gb300/mxfp8", "matmul", 1.0, 0.1),
+            ("h100/fp8", "matmul", 1.0, 0.1),
+            ("", "attention", 0.6, 0.2),
+            ("mxfp8", "experts", 0.7, 0.3),
+            ("fp8", "experts", 0.7, 0.3),
+            ("bf16", "experts", 0.7, 0.3),
+            ("", "dispatch", 2.5, 0.4),
+            ("", "launch_us", 14.0, 0.5),
+            ("", "ep", 1.0, 0.3),
+            ("", "ep_hidden", 0.3, 0.6),
+            ("", "pp", 0.5, 0.5),
+            ("", "dp", 1.2, 0.3),
+            ("bridge-25.11", "speed", 1.0, 0.06),
+            ("bridge-26.02", "speed", 1.0, 0.06),
         ),
         base={"memory": 1.15, "tp": 0.44},
         default="bridge-26.04.01",
@@ -96,13 +126,22 @@ SPECS: dict[str, Spec] = {
         ("megatron-modelzoo",),
         moe=True,
         rows=(
-            "moe_modelzoo_qwen3_h100-001", "moe_modelzoo_qwen3_h100-005", "moe_modelzoo_qwen3_longctx-005",
-            "moe_modelzoo_qwen3_longctx-002", "moe_modelzoo_qwen3_blackwell-002",
+            "moe_modelzoo_qwen3_h100-001",
+            "moe_modelzoo_qwen3_h100-005",
+            "moe_modelzoo_qwen3_longctx-005",
+            "moe_modelzoo_qwen3_longctx-002",
+            "moe_modelzoo_qwen3_blackwell-002",
         ),
         factors=(
-            ("h100/bf16", "matmul", 0.8, 0.2), ("mxfp8", "matmul", 0.85, 0.1), ("", "attention", 0.7, 0.25),
-            ("", "experts", 0.7, 0.3), ("", "dispatch", 2.5, 0.4), ("", "ep", 1.0, 0.3), ("", "ep_hidden", 0.15, 0.5),
-            ("natural-routing", "imbalance", 1.3, 0.2), ("", "tp", 0.6, 0.4),
+            ("h100/bf16", "matmul", 0.8, 0.2),
+            ("mxfp8", "matmul", 0.85, 0.1),
+            ("", "attention", 0.7, 0.25),
+            ("", "experts", 0.7, 0.3),
+            ("", "dispatch", 2.5, 0.4),
+            ("", "ep", 1.0, 0.3),
+            ("", "ep_hidden", 0.15, 0.5),
+            ("natural-routing", "imbalance", 1.3, 0.2),
+            ("", "tp", 0.6, 0.4),
         ),
         base={"gradient_bytes": 2.0},
     ),
@@ -118,12 +157,25 @@ SPECS: dict[str, Spec] = {
         ("torchtitan-2024-12", "torchtitan-2025-06"),
         moe=False,
         rows=(
-            "torchtitan_t1-001", "torchtitan_t1-002", "torchtitan_t1-003", "torchtitan_t4-001", "torchtitan_t2-003",
-            "torchtitan_async70b-001", "torchtitan_async70b-004", "torchtitan_async8b-002", "torchtitan_t5-001",
+            "torchtitan_t1-001",
+            "torchtitan_t1-002",
+            "torchtitan_t1-003",
+            "torchtitan_t4-001",
+            "torchtitan_t2-003",
+            "torchtitan_async70b-001",
+            "torchtitan_async70b-004",
+            "torchtitan_async8b-002",
+            "torchtitan_t5-001",
         ),
         factors=(
-            ("bf16", "matmul", 0.85, 0.2), ("fp8", "matmul", 0.75, 0.2), ("", "attention", 0.55, 0.2), ("", "memory", 1.2, 0.3),
-            ("no-compile", "memory", 3.0, 0.4), ("", "tp", 1.0, 0.3), ("async-tp", "tp", 0.5, 0.4), ("", "pp", 0.5, 0.5),
+            ("bf16", "matmul", 0.85, 0.2),
+            ("fp8", "matmul", 0.75, 0.2),
+            ("", "attention", 0.55, 0.2),
+            ("", "memory", 1.2, 0.3),
+            ("no-compile", "memory", 3.0, 0.4),
+            ("", "tp", 1.0, 0.3),
+            ("async-tp", "tp", 0.5, 0.4),
+            ("", "pp", 0.5, 0.5),
             ("", "dp", 1.2, 0.1),
         ),
     ),
@@ -133,8 +185,13 @@ SPECS: dict[str, Spec] = {
         moe=False,
         rows=mpt(1, 11, 29, 36, 39, 59, 73, 77, 78, 89, 92, 95, 145, 203),
         factors=(
-            ("h100/bf16", "matmul", 0.8, 0.2), ("h100/fp8", "matmul", 0.8, 0.3), ("a100", "matmul", 0.9, 0.2),
-            ("h100", "attention", 0.4, 0.3), ("a100", "attention", 0.6, 0.3), ("", "memory", 1.5, 0.3), ("", "dp", 1.2, 0.1),
+            ("h100/bf16", "matmul", 0.8, 0.2),
+            ("h100/fp8", "matmul", 0.8, 0.3),
+            ("a100", "matmul", 0.9, 0.2),
+            ("h100", "attention", 0.4, 0.3),
+            ("a100", "attention", 0.6, 0.3),
+            ("", "memory", 1.5, 0.3),
+            ("", "dp", 1.2, 0.1),
             ("", "dp_hidden", 0.8, 0.1),
         ),
     ),
@@ -143,7 +200,13 @@ SPECS: dict[str, Spec] = {
         ("megatron-2025",),
         moe=False,
         rows=("simumax_b200_real-001", "simumax_b200_real-031", "simumax_b200_real-041"),
-        factors=(("", "matmul", 0.7, 0.2), ("", "attention", 0.6, 0.25), ("", "memory", 1.2, 0.3), ("", "tp", 0.8, 0.3), ("", "pp", 0.5, 0.5)),
+        factors=(
+            ("", "matmul", 0.7, 0.2),
+            ("", "attention", 0.6, 0.25),
+            ("", "memory", 1.2, 0.3),
+            ("", "tp", 0.8, 0.3),
+            ("", "pp", 0.5, 0.5),
+        ),
     ),
     "megatron-2025-moe": Spec(
         "Megatron-LM of 2025 without tuning, mixtures on one node (SimuMax's measurements)",
@@ -205,7 +268,9 @@ def solve(spec: Spec, rows: list[Row], base: dict[str, dict[str, Any]]) -> dict[
         found = {scope: dict(values) for scope, values in base.items()}
         for (scope, name, prior, _), value in zip(priors, x, strict=True):
             number = prior * math.exp(value)
-            found.setdefault(scope, {})[name] = min(number, 1.0) if name == "dp_hidden" else max(number, 1.0) if name == "imbalance" else number
+            found.setdefault(scope, {})[name] = (
+                min(number, 1.0) if name == "dp_hidden" else max(number, 1.0) if name == "imbalance" else number
+            )
         return found
 
     def errors(x: np.ndarray) -> np.ndarray:
@@ -232,7 +297,10 @@ def solve(spec: Spec, rows: list[Row], base: dict[str, dict[str, Any]]) -> dict[
         x, error, cost, damping = moved, new, lower, max(damping / 4, 1e-4)
         if done:
             break
-    return {scope: {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()} for scope, values in factors(x).items()}
+    return {
+        scope: {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
+        for scope, values in factors(x).items()
+    }
 
 
 def main() -> None:
@@ -249,17 +317,28 @@ def main() -> None:
         assert all(row.software in spec.software and row.is_moe == spec.moe for row in fitted), name
         factors = solve(spec, fitted, base)
         held = [row for row in by_name.values() if row.software in spec.software and row.is_moe == spec.moe and row.name not in spec.rows]
-        errors = [abs(math.expm1(log_error(row, merge_factors(factors, row.gpu, row.precision, row.software, row.options)))) for row in held]
+        errors = [
+            abs(math.expm1(log_error(row, merge_factors(factors, row.gpu, row.precision, row.software, row.options)))) for row in held
+        ]
         band = float(np.quantile(errors, 0.8)) if len(errors) > 4 else 0.15
-        print(f"{name:18} {len(fitted):3} fitted, {len(held):3} held out: mean error {100 * np.mean(errors):5.1f} %, four of five within {100 * band:.0f} %")
+        print(
+            f"{name:18} {len(fitted):3} fitted, {len(held):3} held out: mean error {100 * np.mean(errors):5.1f} %, four of five within {100 * band:.0f} %"
+        )
         result[name] = {
-            "title": spec.title, "moe": spec.moe, "gpus": sorted({f"{row.gpu.split('-')[0]}/{row.precision}" for row in fitted}),
-            "fitted": list(spec.rows), "default": spec.default, "band": round(max(band, 0.05), 3), "factors": factors,
+            "title": spec.title,
+            "moe": spec.moe,
+            "gpus": sorted({f"{row.gpu.split('-')[0]}/{row.precision}" for row in fitted}),
+            "fitted": list(spec.rows),
+            "default": spec.default,
+            "band": round(max(band, 0.05), 3),
+            "factors": factors,
         }
         for values in factors.values():
             Calibration.model_validate(values)
     if not dry:
-        head = "# Written by benchmarks/plan_calibrate.py, which says how. Factors on the formulas of plan/step.py; see plan/calibration.py.\n"
+        head = (
+            "# Written by benchmarks/plan_calibrate.py, which says how. Factors on the formulas of plan/step.py; see plan/calibration.py.\n"
+        )
         CALIBRATIONS.write_text(head + yaml.safe_dump(result, sort_keys=False, width=140), encoding="utf-8")
 
 

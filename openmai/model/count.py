@@ -72,9 +72,7 @@ class LayerParameters:
 
     @property
     def total(self) -> int:
-        return (
-            self.heads + self.keys_values + self.latents + self.mlp + self.router + self.experts + self.small + self.value_embedding
-        )
+        return self.heads + self.keys_values + self.latents + self.mlp + self.router + self.experts + self.small + self.value_embedding
 
 
 def count_layer(config: ModelConfig, layer: int) -> LayerParameters:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from openmai.model.config import ModelConfig
+from openmai.model.count import count_around
 from openmai.plan.hardware import GPU
 from openmai.plan.layout import Array, Grid
-from openmai.plan.stages import Kind
+from openmai.plan.stages import Kind, local_parameters, stages_of
 
 NVLINK, NIC = 0.80, 0.85
 "shares of a link's bandwidth that large collectives reach: NCCL's bus bandwidth on H100 nodes, 360 of 450 GB/s and 42 of 50"
@@ -86,3 +87,39 @@ def exchange_seconds(model: ModelConfig, grid: Grid, tokens: Array, links: Links
     fast = copies * (group - 1) / group * width / links.fast
     slow = remote * width / links.slow
     return np.where(group > 1, np.where(domains > 1, np.maximum(slow, fast), fast) + HOP * np.log2(np.maximum(group, 2)), 0.0)
+
+
+def step_bytes(
+    model: ModelConfig, grid: Grid, sequence: int, batch_rows: int, weight_bytes: float = 2.0, gradient_bytes: float = 4.0
+) -> dict[str, Array]:
+    """Return the bytes that one process of the first stage sends in a step, by what for; a ring sends (n - 1) / n of the whole.
+
+    FSDP gathers each layer for the forward and the backward pass, what lies around the layers once, and scatters all gradients, for each
+    micro-batch; ZeRO-1 and 2 scatter gradients and gather weights once.
+    """
+    tokens, micro_batches = grid.micro_rows * sequence / grid.cp, batch_rows / (grid.dp * grid.micro_rows)
+    stages = stages_of(model, grid.pp, grid.virtual)
+    dense, experts = (values[0] for values in local_parameters(model, grid))
+    embedding, head, small = count_around(model)
+    around = (embedding + (head + small if grid.pp == 1 else 0)) / grid.tp
+    share, expert_share = (grid.shards - 1) / grid.shards, (grid.expert_shards - 1) / grid.expert_shards
+    once = share * dense + expert_share * experts
+    twice = 2 * once - share * around
+    fsdp = grid.zero == 3
+    result = {
+        "gather weights": np.where(fsdp, micro_batches * weight_bytes * twice, np.where(grid.zero > 0, weight_bytes * once, 0.0)),
+        "scatter gradients": np.where(fsdp, micro_batches, 1) * gradient_bytes * once,
+        "pipeline": (grid.pp > 1) * micro_batches * grid.virtual * 2.0 * tokens * model.width / grid.tp,
+    }
+    for name in ("tensor parallel", "context parallel", "all-to-all"):
+        result[name] = 0.0 * tokens
+    for number, kind in enumerate(stages.kinds):
+        amount = stages.counts[0, number] * micro_batches
+        whole, exchanges = tensor_bytes(model, kind, grid, tokens)
+        result["tensor parallel"] += amount * 2 * exchanges * whole * (grid.tp - 1) / grid.tp
+        result["context parallel"] += amount * 3 * context_bytes(model, grid, tokens)
+        if kind.moe and model.moe:
+            width = model.moe.latent_width or model.width
+            group = grid.ep * grid.etp
+            result["all-to-all"] += amount * 4 * 2.0 * width * expert_copies(model, grid, tokens) * (group - 1) / group
+    return result

@@ -46,6 +46,7 @@ class Row:
         return self.batch_rows * self.sequence / self.gpus / self.tokens_per_s_per_gpu
 
 
+@cache
 def published_model(name: str, layers: int | None = None) -> ModelConfig:
     """Return a preset or a model of published_models.yaml; `layers` cuts it short, with its first layer dense if its first ones are."""
     model = load_preset(name) if name in preset_names() else validate(ModelConfig, read_yaml(MODELS)[name], f"{MODELS}: {name}")
@@ -87,17 +88,32 @@ def _row(raw: dict[str, str]) -> Row:
         model = model.model_copy(update={"num_predict": 1})
     sequence, gpus, batch = int(raw["sequence"]), int(raw["gpus"]), int(raw["batch_rows"])
     parts = {name: int(raw[name]) for name in ("tp", "pp", "cp", "ep", "virtual", "micro_rows")}
-    layout = Layout.model_validate({
-        **parts,
-        "dp_shard": gpus // (parts["tp"] * parts["pp"] * parts["cp"]),
-        "zero": int(raw["zero"]),
-        "schedule": "interleaved" if parts["virtual"] > 1 else "1f1b",
-        "checkpointing": raw["checkpointing"],
-    })
+    layout = Layout.model_validate(
+        {
+            **parts,
+            "dp_shard": gpus // (parts["tp"] * parts["pp"] * parts["cp"]),
+            "zero": int(raw["zero"]),
+            "schedule": "interleaved" if parts["virtual"] > 1 else "1f1b",
+            "checkpointing": raw["checkpointing"],
+        }
+    )
     return Row(
-        raw["row"], raw["table"], raw["model"], model, sequence, raw["gpu"], gpus, raw["software"], raw["precision"], layout, batch,
-        tuple(raw["options"].split()), _tokens_per_s(raw, model, sequence, gpus, batch),
-        float(raw["memory_gib"]) if raw["memory_gib"] else None, raw["note"], raw["source"],
+        raw["row"],
+        raw["table"],
+        raw["model"],
+        model,
+        sequence,
+        raw["gpu"],
+        gpus,
+        raw["software"],
+        raw["precision"],
+        layout,
+        batch,
+        tuple(raw["options"].split()),
+        _tokens_per_s(raw, model, sequence, gpus, batch),
+        float(raw["memory_gib"]) if raw["memory_gib"] else None,
+        raw["note"],
+        raw["source"],
     )
 
 

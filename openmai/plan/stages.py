@@ -9,6 +9,8 @@ from functools import lru_cache
 import numpy as np
 
 from openmai.model.config import ModelConfig
+from openmai.model.count import count_around, count_layer
+from openmai.plan.layout import Array, Grid
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,31 @@ def stages_of(model: ModelConfig, pp: int, virtual: int) -> Stages:
             counts[chunk % pp, number] += amount
         layer += size
     return Stages(kinds, counts)
+
+
+def local_parameters(model: ModelConfig, grid: Grid) -> tuple[Array, Array]:
+    """Return the parameters that one process of each stage works with, (S, layouts): what is not a routed expert, and routed experts."""
+    stages = stages_of(model, grid.pp, grid.virtual)
+    dense, experts = np.zeros((grid.pp, len(grid))), np.zeros((grid.pp, len(grid)))
+    for number, kind in enumerate(stages.kinds):
+        held = count_layer(model, kind.layer)
+        groups = np.maximum(1, np.minimum(grid.tp, model.kv_heads))
+        one = (held.heads + held.mlp + held.value_embedding) / grid.tp + held.keys_values / groups + held.latents + held.router + held.small
+        dense += stages.counts[:, number, None] * one
+        experts += stages.counts[:, number, None] * (held.experts / (grid.ep * grid.etp))
+    embedding, head, small = count_around(model)
+    dense[0] += embedding / grid.tp
+    dense[-1] += (head if head > model.vocab_size or grid.pp == 1 else model.vocab_size * model.width + head) / grid.tp + small
+    if model.num_predict:
+        held = count_layer(model, model.num_layers - 1)
+        dense[-1] += model.num_predict * (
+            (held.heads + held.mlp + held.value_embedding + 2 * model.width**2) / grid.tp
+            + held.keys_values / np.maximum(1, np.minimum(grid.tp, model.kv_heads))
+            + held.latents
+            + held.router
+            + held.small
+        )
+        experts[-1] += model.num_predict * held.experts / (grid.ep * grid.etp)
+        if grid.pp > 1:
+            dense[-1] += model.vocab_size * model.width / grid.tp
+    return dense, experts

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from openmai.model.config import ModelConfig
-from openmai.model.count import count_around, count_layer, keys_seen
+from openmai.model.count import keys_seen
 from openmai.plan.calibration import Calibration
 from openmai.plan.hardware import GPU
 from openmai.plan.layout import Array, Grid
 from openmai.plan.network import Links, context_bytes, exchange_seconds, expert_copies, tensor_bytes
-from openmai.plan.stages import Kind, stages_of
+from openmai.plan.stages import Kind, local_parameters, stages_of
 
 Cost = dict[str, tuple[Array, Array]]
 "seconds forward and backward, by what they go to"
@@ -75,9 +75,11 @@ def step_seconds(model: ModelConfig, grid: Grid, sequence: int, batch_rows: int,
     names = {name for cost in [*costs, *around] for name in cost}
     per_stage = []
     for stage in range(grid.pp):
-        held = {name: sum(
-            stages.counts[stage, number] * (cost[name][0] + cost[name][1]) for number, cost in enumerate(costs) if name in cost
-        ) + sum(around[stage].get(name, (0.0, 0.0))) for name in names}
+        held = {
+            name: sum(stages.counts[stage, number] * (cost[name][0] + cost[name][1]) for number, cost in enumerate(costs) if name in cost)
+            + sum(around[stage].get(name, (0.0, 0.0)))
+            for name in names
+        }
         per_stage.append(held)
     seconds = np.array([sum(held.values()) + np.zeros(len(grid)) for held in per_stage])
     slowest = seconds.argmax(axis=0)
@@ -108,7 +110,9 @@ def _bubble(grid: Grid) -> float:
     return (grid.pp - 1) / grid.virtual / (3 if grid.schedule == "zero-bubble" else 1)
 
 
-def _product(m: Array, k: Array, n: Array, rate: float, machine: Machine, bytes_each: float = 2.0, matrices: Array = 1) -> tuple[Array, Array]:
+def _product(
+    m: Array, k: Array, n: Array, rate: float, machine: Machine, bytes_each: float = 2.0, matrices: Array = 1
+) -> tuple[Array, Array]:
     """Return the seconds of `matrices` products (m, k) x (k, n), forward and backward; gradients of weights are added up in fp32."""
     flops, moved = 2.0 * m * k * n, bytes_each * (m * k + k * n) + 2.0 * m * n
     forward = matrices * (flops / rate + moved / machine.memory)
@@ -119,7 +123,11 @@ def _product(m: Array, k: Array, n: Array, rate: float, machine: Machine, bytes_
 def layer_cost(model: ModelConfig, kind: Kind, grid: Grid, sequence: int, machine: Machine) -> Cost:
     """Return the seconds of one layer for a micro-batch."""
     tokens = grid.micro_rows * sequence / grid.cp
-    attention, core, kernels = _attention_products(model, grid, tokens, machine), _attention_core(model, kind, grid, sequence, machine), 14.0
+    attention, core, kernels = (
+        _attention_products(model, grid, tokens, machine),
+        _attention_core(model, kind, grid, sequence, machine),
+        14.0,
+    )
     products = attention
     cost: Cost = {}
     elements = _attention_elements(model, grid, tokens)
@@ -170,9 +178,7 @@ def layer_cost(model: ModelConfig, kind: Kind, grid: Grid, sequence: int, machin
 def _recompute(cost: Cost, grid: Grid) -> Cost:
     """Add to the backward pass what it computes again: all of a layer with full checkpointing, norms and activations with selective."""
     again = {"elementwise": grid.full | grid.selective, "scores": grid.full | grid.selective}
-    return {
-        name: (forward, backward + np.where(again.get(name, grid.full), forward, 0.0)) for name, (forward, backward) in cost.items()
-    }
+    return {name: (forward, backward + np.where(again.get(name, grid.full), forward, 0.0)) for name, (forward, backward) in cost.items()}
 
 
 def _bytes(machine: Machine) -> float:
@@ -225,7 +231,9 @@ def _attention_core(model: ModelConfig, kind: Kind, grid: Grid, sequence: int, m
     return forward + 10 * scores, 2 * forward + 16 * scores + again
 
 
-def _expert_products(model: ModelConfig, grid: Grid, tokens: Array, machine: Machine) -> tuple[list[tuple[Array, Array]], tuple[Array, Array]]:
+def _expert_products(
+    model: ModelConfig, grid: Grid, tokens: Array, machine: Machine
+) -> tuple[list[tuple[Array, Array]], tuple[Array, Array]]:
     """Return the products that every token meets (router, shared, latent), and the routed experts'; these wait for the fullest process."""
     moe = model.moe
     assert moe is not None
@@ -318,7 +326,8 @@ def _state_seconds(model: ModelConfig, grid: Grid, machine: Machine, micro_batch
     plain = slow * np.where(sharded, once + gather, 2 * once)
     across = np.where(
         grid.dp_replicate > 1,
-        2 * links.ring(grads * (dense / grid.shards + experts / grid.expert_shards), grid.dp_replicate, grid.shards * grid.tp), 0.0
+        2 * links.ring(grads * (dense / grid.shards + experts / grid.expert_shards), grid.dp_replicate, grid.shards * grid.tp),
+        0.0,
     )
     # without FSDP the exchange can hide behind one backward pass of the last micro-batch and one forward pass of the first
     window = longest * calibration.dp_hidden
@@ -332,31 +341,3 @@ def _state_seconds(model: ModelConfig, grid: Grid, machine: Machine, micro_batch
         "data parallel": np.where(grid.shards > 1, np.where(grid.zero == 3, fsdp, exposed), 0.0) + across,
         "optimizer": state / machine.memory,
     }
-
-
-def local_parameters(model: ModelConfig, grid: Grid) -> tuple[Array, Array]:
-    """Return the parameters that one process of each stage works with, (S, layouts): what is not a routed expert, and routed experts."""
-    stages = stages_of(model, grid.pp, grid.virtual)
-    dense, experts = np.zeros((grid.pp, len(grid))), np.zeros((grid.pp, len(grid)))
-    for number, kind in enumerate(stages.kinds):
-        held = count_layer(model, kind.layer)
-        groups = np.maximum(1, np.minimum(grid.tp, model.kv_heads))
-        one = (held.heads + held.mlp + held.value_embedding) / grid.tp + held.keys_values / groups + held.latents + held.router + held.small
-        dense += stages.counts[:, number, None] * one
-        experts += stages.counts[:, number, None] * (held.experts / (grid.ep * grid.etp))
-    embedding, head, small = count_around(model)
-    dense[0] += embedding / grid.tp
-    dense[-1] += (head if head > model.vocab_size or grid.pp == 1 else model.vocab_size * model.width + head) / grid.tp + small
-    if model.num_predict:
-        held = count_layer(model, model.num_layers - 1)
-        dense[-1] += model.num_predict * (
-            (held.heads + held.mlp + held.value_embedding + 2 * model.width**2) / grid.tp
-            + held.keys_values / np.maximum(1, np.minimum(grid.tp, model.kv_heads))
-            + held.latents
-            + held.router
-            + held.small
-        )
-        experts[-1] += model.num_predict * held.experts / (grid.ep * grid.etp)
-        if grid.pp > 1:
-            dense[-1] += model.vocab_size * model.width / grid.tp
-    return dense, experts
