@@ -65,7 +65,7 @@ def main() -> None:
             shard(model, make_mesh(Layout(dp_replicate=replicas, dp_shard=shards), "cpu"), bf16=False)
             optimizers = make_optimizers(model, OptimizerConfig(name=optimizer))
             ids = torch.randint(values["vocab_size"], (2, values["context"]))
-            sent.update({what: 0 for what in sent})
+            sent.update(dict.fromkeys(sent, 0))
             summed_nats(model, ids, ids)[0].backward()
             found = dict(sent)
             for one in optimizers:

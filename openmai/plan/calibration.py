@@ -1,6 +1,6 @@
 """How fast a software generation is on a GPU: factors on the costs of step.py, fitted to few published runs and kept as data.
 
-`benchmarks/plan_calibrate.py` fits them and writes data/calibrations.yaml; `benchmarks/plan_accuracy.py` says how well the other rows come out.
+`benchmarks/plan_calibrate.py` fits them and writes data/calibrations.yaml; `benchmarks/plan_accuracy.py` says how well other rows come out.
 """
 
 from __future__ import annotations

@@ -7,19 +7,15 @@ tests/test_plan_memory.py holds it against the tensors that PyTorch really saves
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from openmai.model.config import ModelConfig
-from openmai.model.count import WEIGHT_BYTES, cache_bytes, cache_bytes_per_token, count_layer, training_state_bytes, weight_bytes
-from openmai.plan.hardware import GPU
-from openmai.plan.layout import Array, Grid, Layout
+from openmai.model.count import count_layer
+from openmai.plan.layout import Array, Grid
 from openmai.plan.stages import Kind, local_parameters, stages_of
 
-USABLE = 0.9
-"assumption: a tenth of each GPU's memory goes to the runtime, communication buffers and fragmentation"
 RUNTIME_GB = 3.0
 "10^9 bytes that a process takes before it computes: CUDA's context and NCCL's buffers, an assumption"
 FRAGMENTATION = 0.06
@@ -140,8 +136,8 @@ def stage_memory(
 def in_flight(grid: Grid, micro_batches: Array) -> Array:
     """Return the micro-batches whose activations each stage holds at most, (S, layouts), in units of all its layers.
 
-    1F1B: as many as there are stages from here on; interleaved: 2 (p - 1 - stage) + (v - 1) p + 1 chunks (arXiv:2104.04473, section 2.2, and
-    Megatron-LM's schedule); neither more than there are.
+    1F1B: as many as there are stages from here on; interleaved: 2 (p - 1 - stage) + (v - 1) p + 1 chunks (arXiv:2104.04473, section 2.2,
+    and Megatron-LM's schedule); neither more than there are.
     """
     stage = np.arange(grid.pp)[:, None]
     if grid.virtual > 1:
@@ -234,46 +230,3 @@ def _largest_block(model: ModelConfig, grid: Grid) -> Array:
         held = count_layer(model, kind.layer)
         sizes.append((held.total - held.experts) / grid.tp + held.experts / (grid.ep * grid.etp))
     return np.max(sizes, axis=0)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of a model whatever the layout, and the fewest GPUs that hold them."""
-
-    weights: dict[str, float]
-    "by precision"
-    training_state: int
-    "bf16 weights, fp32 gradients, master weights and both Adam moments"
-    cache_per_token: float
-    "key-value cache in bf16"
-    cache_full_context: float
-    "of one sequence"
-    context: int
-    min_gpus_training: int
-    "training state alone, split evenly; activations come on top"
-    min_gpus_inference: int
-    "bf16 weights and the cache of one full context"
-
-
-def plan_memory(config: ModelConfig, gpu: GPU) -> Memory:
-    """Work out the memory of `config` and the fewest `gpu`s for training and for bf16 inference."""
-    weights = {precision: weight_bytes(config, precision) for precision in WEIGHT_BYTES}
-    full = cache_bytes(config, config.context)
-    return Memory(
-        weights=weights,
-        training_state=training_state_bytes(config),
-        cache_per_token=cache_bytes_per_token(config),
-        cache_full_context=full,
-        context=config.context,
-        min_gpus_training=_fewest(training_state_bytes(config), gpu),
-        min_gpus_inference=_fewest(weights["bf16"] + full, gpu),
-    )
-
-
-def _fewest(size: float, gpu: GPU) -> int:
-    return math.ceil(size / (gpu.memory_gb * 1e9 * USABLE))
-
-
-def memory_of(model: ModelConfig, layout: Layout, sequence: int, batch_rows: int) -> StageMemory:
-    """Work out one layout."""
-    return stage_memory(model, Grid.of([layout]), sequence, batch_rows)

@@ -69,35 +69,35 @@ def step_seconds(model: ModelConfig, grid: Grid, sequence: int, batch_rows: int,
     micro_batches = batch_rows / (grid.dp * grid.micro_rows)
     tokens = grid.micro_rows * sequence / grid.cp
     costs = [layer_cost(model, kind, grid, sequence, machine) for kind in stages.kinds]
-    around = [{}] * grid.pp
-    around[0] = embedding_cost(model, tokens, machine)
-    around[-1] = _add(around[-1], head_cost(model, grid, sequence, tokens, machine, costs[-1]))
-    names = {name for cost in [*costs, *around] for name in cost}
-    per_stage = []
+    first, last = embedding_cost(model, tokens, machine), head_cost(model, grid, tokens, machine, costs[-1])
+    names = {name for cost in [*costs, first, last] for name in cost}
+    kept: dict[tuple[object, ...], dict[str, Array]] = {}  # stages that hold the same cost the same
+    places = []
     for stage in range(grid.pp):
-        held = {
-            name: sum(stages.counts[stage, number] * (cost[name][0] + cost[name][1]) for number, cost in enumerate(costs) if name in cost)
-            + sum(around[stage].get(name, (0.0, 0.0)))
-            for name in names
-        }
-        per_stage.append(held)
-    seconds = np.array([sum(held.values()) + np.zeros(len(grid)) for held in per_stage])
+        held = [(stages.counts[stage, number], cost) for number, cost in enumerate(costs)]
+        held += [(1, first)] * (stage == 0) + [(1, last)] * (stage == grid.pp - 1)
+        key = (*stages.counts[stage], stage == 0, stage == grid.pp - 1)
+        if key not in kept:
+            kept[key] = {name: sum(amount * (cost[name][0] + cost[name][1]) for amount, cost in held if name in cost) for name in names}
+        places.append(list(kept).index(key))
+    shared = np.zeros(len(grid))
+    seconds = np.array([sum(held.values()) + shared for held in kept.values()])
     slowest = seconds.argmax(axis=0)
-    parts = {}
-    for name in names:
-        values = np.array([held[name] + np.zeros(len(grid)) for held in per_stage])
-        parts[name] = micro_batches * np.take_along_axis(values, slowest[None], axis=0)[0]
+    parts = {
+        name: micro_batches * np.take_along_axis(np.array([held[name] + shared for held in kept.values()]), slowest[None], axis=0)[0]
+        for name in names
+    }
     longest = seconds.max(axis=0)
     parts["bubble"] = longest * _bubble(grid)
     parts["pipeline"] = _pipeline_seconds(model, grid, tokens, micro_batches, machine)
     parts |= _state_seconds(model, grid, machine, micro_batches, longest)
     parts = {name: seconds / calibration.speed for name, seconds in parts.items()}
-    return StepTime(parts, micro_batches, slowest)
+    return StepTime(parts, micro_batches, np.array([places.index(place) for place in range(len(kept))])[slowest])
 
 
 def _add(left: Cost, right: Cost) -> Cost:
     return {
-        name: tuple(a + b for a, b in zip(left.get(name, (0.0, 0.0)), right.get(name, (0.0, 0.0)), strict=True))  # type: ignore[misc]
+        name: tuple(a + b for a, b in zip(left.get(name, (0.0, 0.0)), right.get(name, (0.0, 0.0)), strict=True))
         for name in [*left, *(name for name in right if name not in left)]
     }
 
@@ -288,7 +288,7 @@ def embedding_cost(model: ModelConfig, tokens: Array, machine: Machine) -> Cost:
     return {"elementwise": (seconds, 2 * seconds)}
 
 
-def head_cost(model: ModelConfig, grid: Grid, sequence: int, tokens: Array, machine: Machine, last_layer: Cost) -> Cost:
+def head_cost(model: ModelConfig, grid: Grid, tokens: Array, machine: Machine, last_layer: Cost) -> Cost:
     """Return the seconds of logits and loss, in bf16 with fp32 sums, and of the modules that predict further ahead."""
     vocabulary = model.vocab_size / grid.tp
     forward, backward = _product(tokens, model.width, vocabulary, machine.bf16, machine)
