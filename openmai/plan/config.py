@@ -45,7 +45,7 @@ class LayoutChoice(Config):
     "processes that divide each matrix"
     ep: int | None = Field(None, gt=0)
     "processes that divide the experts, folded over dp_shard x cp x tp"
-    zero: Literal[0, 1, 2, 3] | None = None
+    zero: int | None = Field(None, ge=0, le=3)
     "what dp_shard divides: 1 optimizer state, 2 and gradients, 3 and weights (FSDP); free: 1 or 3"
     schedule: Literal["1f1b", "interleaved", "zero-bubble"] | None = None
     "order of micro-batches in the pipeline"
@@ -65,7 +65,7 @@ class PlanConfig(Config):
     tokens: Count | None = None
     "training tokens, as 15e12 or 15T: adds days, energy and money"
     batch: Count | None = None
-    "tokens per optimizer step; default: Step Law, 0.58 D^0.571 (arXiv:2503.04715)"
+    "tokens per optimizer step; default: by published laws (plan/laws.py)"
     gpu: str = "h100"
     "GPU of the cluster: a name in plan/data/gpus.yaml, or a YAML file of your own"
     gpus: int | None = Field(None, gt=0)

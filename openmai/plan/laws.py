@@ -57,6 +57,9 @@ def expect(counted: Parameters, tokens: float, flops: float) -> Expected:
     return Expected(losses, tokens / counted.active, parameters, optimal)
 
 
-def batch_tokens(tokens: float) -> float:
-    """Return the batch of Step Law in tokens, 0.58 D^0.571 (arXiv:2503.04715)."""
-    return 0.58 * tokens**0.571
+def batch_tokens(tokens: float, flops: float, moe: bool) -> float:
+    """Return a batch in tokens: Step Law's 0.58 D^0.571 (arXiv:2503.04715) for a dense model, DeepSeek LLM's 0.292 C^0.3271 for a mixture.
+
+    Published runs lie on both sides: Llama 3.1 405B took 16M (Step Law 20M), DeepSeek-V3 63M and Kimi K2 67M (0.292 C^0.3271: 31M).
+    """
+    return 0.2920 * flops**0.3271 if moe else 0.58 * tokens**0.571

@@ -38,7 +38,7 @@ class Layout(Config):
     "processes that divide the experts, folded over dp_shard x cp x tp"
     etp: int = Field(1, gt=0)
     "processes that divide each expert's matrices"
-    zero: Literal[0, 1, 2, 3] = 3
+    zero: int = Field(3, ge=0, le=3)
     "what dp_shard divides (arXiv:1910.02054): 0 nothing, 1 optimizer state, 2 and gradients, 3 and weights (FSDP)"
     schedule: Literal["1f1b", "interleaved", "zero-bubble"] = "1f1b"
     "order of micro-batches in the pipeline"

@@ -17,6 +17,8 @@ from openmai.plan.step import Machine, StepTime, step_seconds
 
 FULL = 0.96
 "share of a GPU's memory that a plan may fill; context and fragmentation are counted besides"
+ROUNDING = 1.2
+"a layout may make the batch this much larger or smaller, so that it divides"
 SHORTEST = 1024
 "tokens of a sequence that one process of context parallelism keeps at least"
 
@@ -28,7 +30,7 @@ class Workload:
     model: ModelConfig
     sequence: int
     batch_rows: int
-    "sequences per optimizer step that are wanted; layouts may round it by a tenth"
+    "sequences per optimizer step that are wanted; layouts may round it by ROUNDING"
     state: State = MIXED
     kept: Kept = field(default_factory=lambda: Kept(logit_copies=0.0, sums_apart=False))
 
@@ -48,6 +50,8 @@ class Choices:
     zero: tuple[int, ...] = (1, 3)
     schedules: tuple[str, ...] = ("1f1b", "interleaved")
     "zero-bubble only where it is asked for: no published row says how it does"
+    quick: bool = False
+    "look at fewer stages, chunks, micro-batches and no replicas: for trying many clusters"
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,7 @@ def search(work: Workload, gpus: int, machine: Machine, choices: Choices | None 
 def _candidate(grid: Grid, place: int, rows: Array, times: StepTime, speed: Array, peak: Array) -> Candidate:
     parts = {name: float(np.broadcast_to(values, len(grid))[place]) for name, values in times.parts.items()}
     micro = float(times.micro_batches[place])
-    return Candidate(
-        grid.layout(place), int(rows[place]), float(times.total[place]), parts, float(speed[place]), float(peak[place]), micro
-    )
+    return Candidate(grid.layout(place), int(rows[place]), float(times.total[place]), parts, float(speed[place]), float(peak[place]), micro)
 
 
 def _unlike(candidates: Sequence[Candidate], keep: int) -> list[Candidate]:
@@ -154,23 +156,26 @@ def grids(work: Workload, gpus: int, machine: Machine, choices: Choices) -> Iter
             _tensor(model, machine, choices),
             _context(work.sequence, choices),
             _experts(model, choices),
-            [choices.dp_replicate] if choices.dp_replicate else [1, 2, 4, 8, 16, 32, 64],
+            [choices.dp_replicate] if choices.dp_replicate else [1] if choices.quick else [1, 2, 4, 8, 16, 32],
             list(choices.zero),
-            [choices.micro_rows] if choices.micro_rows else [1, 2, 4, 8],
+            [choices.micro_rows] if choices.micro_rows else [1, 2] if choices.quick else [1, 2, 4, 8],
             [CHECKPOINTING.index(choices.checkpointing)] if choices.checkpointing else [0, 1, 2],
+            [0, 1],
         ]
-        tp, cp, ep, replicate, zero, micro, kept = (np.array(values) for values in zip(*product(*axes), strict=True))
+        tp, cp, ep, replicate, zero, micro, kept, fewer = (np.array(values) for values in zip(*product(*axes), strict=True))
         step = np.maximum(1, ep // (cp * tp)) * replicate  # dp must be a multiple
         dp = gpus // (pp * tp * cp) // step * step
+        unit = pp if virtual > 1 else 1  # interleaved schedules run micro-batches in groups of pp
+        rounds = np.ceil(work.batch_rows / (np.maximum(dp, 1) * micro * unit)) * unit
+        exact = (work.batch_rows * ROUNDING / (rounds * micro) // step * step).astype(int)  # GPUs are left over, but the batch comes out
+        all_of_them, dp = dp, np.where(fewer == 1, np.minimum(exact, dp), dp)
         safe = np.maximum(dp, 1)
-        rounds = np.maximum(1, np.round(work.batch_rows / (safe * micro)))
+        rounds = np.maximum(1, np.round(work.batch_rows / (safe * micro * unit))) * unit
         rows = (rounds * safe * micro).astype(int)
-        good = (dp > 0) & (np.abs(rows / work.batch_rows - 1) <= 0.101)
+        good = (dp > 0) & ((fewer == 0) | (dp < all_of_them)) & (rows >= work.batch_rows / ROUNDING) & (rows <= work.batch_rows * ROUNDING)
         good &= (dp // replicate * cp * tp) % ep == 0
         good &= (zero == 3) | (replicate == 1)  # ZeRO-1 within replicas is HSDP without its use
         good &= (rounds >= pp) | (pp == 1)
-        if virtual > 1:
-            good &= rounds % pp == 0
         if not good.any():
             continue
         arrays = (replicate, dp // replicate, cp, tp, ep, np.ones_like(tp), zero, micro, kept)
@@ -178,14 +183,15 @@ def grids(work: Workload, gpus: int, machine: Machine, choices: Choices) -> Iter
 
 
 def _pipelines(model: ModelConfig, gpus: int, choices: Choices) -> Iterator[tuple[int, int, str]]:
-    stages = [choices.pp] if choices.pp else [p for p in (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64) if p <= model.num_layers]
+    usual = (1, 2, 4, 6, 8, 16) if choices.quick else (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64)
+    stages = [choices.pp] if choices.pp else [p for p in usual if p <= model.num_layers]
     for pp in stages:
         if pp > gpus:
             continue
         if pp == 1:
             yield 1, 1, "1f1b"
             continue
-        depths = [choices.virtual] if choices.virtual else [1, 2, 3, 4, 6, 8, 12]
+        depths = [choices.virtual] if choices.virtual else [1, 4, 8] if choices.quick else [1, 2, 3, 4, 6, 8, 12]
         for virtual in depths:
             if pp * virtual > model.num_layers + 2 or (virtual > 1) > ("interleaved" in choices.schedules):
                 continue

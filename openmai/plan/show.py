@@ -44,7 +44,9 @@ def show_plan(plan: Plan) -> str:
         lines += [f"  {name:<{label}}  {value:>{figure}}  {remark}".rstrip() for name, value, remark in section]
     if training:
         lines += ["", "memory per GPU by pipeline stage, GB", *stage_table(training.stages)]
-        lines += _others(training) + _sizes(training) + ["", "assumptions, not measurements:", *(f"  - {text}" for text in assumptions(plan))]
+        lines += (
+            _others(training) + _sizes(training) + ["", "assumptions, not measurements:", *(f"  - {text}" for text in assumptions(plan))]
+        )
     if plan.inference:
         lines += _serving(plan.inference)
     if plan.device and plan.on_device:
@@ -101,7 +103,11 @@ def _cluster(training: Training) -> list[Row]:
     whole = sum(training.step_parts.values())
     most = ", ".join(f"{name} {100 * seconds / whole:.0f} %" for name, seconds in parts[:4])
     return [
-        ("layout", layout.describe(), f"{schedule}micro-batches of {layout.micro_rows}, checkpointing {layout.checkpointing}"),
+        (
+            "layout",
+            layout.describe(),
+            f"{training.used:,} GPUs, {schedule}micro-batches of {layout.micro_rows}, checkpointing {layout.checkpointing}",
+        ),
         ("batch", batch, f"{training.micro_batches:,.0f} micro-batches on each process"),
         ("memory of a GPU", f"{training.memory_gb:.0f} GB", "fullest stage, with context and fragmentation"),
         ("step", f"{_rounded(training.step_seconds)} s", f"± {training.band:.0%}: {most}"),
@@ -123,12 +129,28 @@ def _run(plan: Plan, training: Training) -> list[Row]:
         ("GPU-hours", _unit(run.gpu_hours[1]), f"{_unit(run.gpu_hours[0]).strip()} to {_unit(run.gpu_hours[2]).strip()}"),
         ("rent", _money(run.dollars[1]), f"{_money(run.dollars[0])} to {_money(run.dollars[2])}"),
         ("energy", f"{_rounded(run.energy_mwh[1])} MWh", f"{_range(run.energy_mwh)}; {_rounded(run.tonnes_co2[1])} t CO2e"),
-        ("failures", _rounded(survives.failures), f"one in {_rounded(survives.hours_between_failures)} h; {survives.spare_nodes} spare machines cover repairs"),
-        ("checkpoint", f"{_unit(survives.checkpoint_bytes)}B", f"every {survives.interval_minutes:.0f} min, written in {_rounded(survives.save_seconds)} s"),
+        (
+            "failures",
+            _rounded(survives.failures),
+            f"one in {_rounded(survives.hours_between_failures)} h; {survives.spare_nodes} spare machines cover repairs",
+        ),
+        (
+            "checkpoint",
+            f"{_unit(survives.checkpoint_bytes)}B",
+            f"every {survives.interval_minutes:.0f} min, written in {_rounded(survives.save_seconds)} s",
+        ),
         ("useful time", f"{survives.goodput:.1%}", f"simulated {survives.simulated_goodput:.1%}"),
-        ("data", f"{_rounded(run.raw_text_tb)} TB", f"of text; shards {_rounded(run.shards_tb)} TB, checkpoints kept {_rounded(run.checkpoints_tb)} TB"),
+        (
+            "data",
+            f"{_rounded(run.raw_text_tb)} TB",
+            f"of text; shards {_rounded(run.shards_tb)} TB, checkpoints kept {_rounded(run.checkpoints_tb)} TB",
+        ),
         ("loss", f"{next(iter(expected.losses.values()))[0]:.2f} nats", f"{losses} (for the laws' own data)"),
-        ("best dense model", _count(expected.optimal_parameters), f"of least loss for this compute, on {_unit(expected.optimal_tokens).replace('G', 'B').strip()} tokens"),
+        (
+            "best dense model",
+            _count(expected.optimal_parameters),
+            f"of least loss for this compute, on {_unit(expected.optimal_tokens).replace('G', 'B').strip()} tokens",
+        ),
     ]
 
 
@@ -173,6 +195,7 @@ def assumptions(plan: Plan) -> list[str]:
     found = [f"speed of {training.software_title} ({training.software}){'; ' + training.remark if training.remark else ''}"]
     if training.run:
         found += [
+            "that is tuned software on a healthy cluster: whole published runs took 0.7 to 2.8 times the GPU-hours planned for them (docs/plan.md)",
             f"{gpu.watts:,.0f} W per GPU less 25 % or plus 30 %, times {PUE} for the building",
             f"rent {rent} per GPU-hour, listed {gpu.price_date}; storage, network, staff and failed experiments are not in it",
             f"losses are of {', '.join(load_laws())} on their authors' data; a mixture counts as its active parameters or their geometric mean with all",
@@ -182,7 +205,9 @@ def assumptions(plan: Plan) -> list[str]:
 
 def _serving(inference: Inference) -> list[str]:
     lines = ["", f"serving in {inference.precision} at {inference.context:,} tokens per sequence, ± {BAND:.0%}, fitted to nothing"]
-    lines.append(f"  weights {inference.weights_gb:,.0f} GB; {_unit(inference.cache_bytes_per_token)}B of cache per token; prompts at {inference.prompt_tokens_per_s:,.0f} tokens/s")
+    lines.append(
+        f"  weights {inference.weights_gb:,.0f} GB; {_unit(inference.cache_bytes_per_token)}B of cache per token; prompts at {inference.prompt_tokens_per_s:,.0f} tokens/s"
+    )
     lines.append(f"  {'GPUs':>5}{'sequences':>11}{'tokens/s':>10}{'each':>8}{'$/M tokens':>12}{'cache GB':>10}")
     for way in inference.ways:
         lines.append(

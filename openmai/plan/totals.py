@@ -12,6 +12,7 @@ from openmai.plan.hardware import GPU
 USABLE = 0.9
 "assumption: a tenth of each GPU's memory goes to the runtime, communication buffers and fragmentation"
 
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes of a model whatever the layout, and the fewest GPUs that hold them."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from openmai.base.config import read_yaml
+from openmai.base.config import read_yaml, validate
 from openmai.base.errors import OpenmaiError
 from openmai.model.config import ModelConfig
 from openmai.model.count import count_parameters
@@ -98,7 +98,8 @@ def make_training(config: PlanConfig, model: ModelConfig, gpu: GPU, sequence: in
     chosen = choose_calibration(config.software, _name(config.gpu), config.precision, model.moe is not None)
     machine = Machine(gpu, chosen.factors, config.precision)
     tokens = config.tokens or 0.0
-    rows = max(1, round((config.batch or batch_tokens(tokens or 20 * count_parameters(model).active)) / sequence))
+    supposed = tokens or 20 * count_parameters(model).active
+    rows = max(1, round((config.batch or batch_tokens(supposed, supposed * flops, model.moe is not None)) / sequence))
     work = Workload(model, sequence, rows)
     choices, gpus = _choices(config), config.gpus
     sizes: list[Size] = []
@@ -126,7 +127,7 @@ def _name(gpu: str) -> str:
 
 def _choices(config: PlanConfig) -> Choices:
     fixed = config.layout
-    schedules = (fixed.schedule,) if fixed.schedule else ("1f1b", "interleaved")
+    schedules: tuple[str, ...] = (fixed.schedule,) if fixed.schedule else ("1f1b", "interleaved")
     if fixed.virtual:
         schedules = ("interleaved",) if fixed.virtual > 1 else tuple(one for one in schedules if one != "interleaved")
     return Choices(
@@ -148,10 +149,7 @@ def _fixed(config: PlanConfig, work: Workload, machine: Machine, chosen: Chosen,
     given = {name: value for name, value in config.layout.model_dump().items() if value is not None}
     if given.get("virtual", 1) > 1:
         given.setdefault("schedule", "interleaved")
-    try:
-        layout = Layout.model_validate(given)
-    except ValueError as error:
-        raise OpenmaiError(f"layout: {str(error).splitlines()[2].strip().removeprefix('Value error, ').partition(' [type')[0]}") from None
+    layout = validate(Layout, given, "layout")
     if config.gpus and config.gpus != layout.processes:
         raise OpenmaiError(
             f"layout: {layout.describe()} has {layout.processes:,} processes, gpus={config.gpus:,}; leave gpus out or change dp_shard to "
@@ -163,16 +161,14 @@ def _fixed(config: PlanConfig, work: Workload, machine: Machine, chosen: Chosen,
     best, _, _ = evaluate(work, layout, machine)
     if best.memory > machine.gpu.memory_gb * 1e9:
         raise OpenmaiError(
-            f"layout: {layout.describe()} needs {best.memory / 1e9:,.0f} GB of each {machine.gpu.name}, which has {machine.gpu.memory_gb:,.0f}; "
-            "divide more (tp, pp, ep, zero=3), keep less (checkpointing=full, micro_rows=1), or leave dp_shard out to search"
+            f"layout: {layout.describe()} needs {best.memory / 1e9:,.0f} GB of each {machine.gpu.name}, "
+            f"which has {machine.gpu.memory_gb:,.0f}; divide more (tp, pp, ep, zero=3), keep less (checkpointing=full, micro_rows=1), or leave dp_shard out to search"
         )
     found = Found([best], 1, 1, best.memory, layout)
     return _training(config, work, machine, chosen, flops, layout.processes, best, found, [], config.tokens or 0.0)
 
 
-def _cluster(
-    config: PlanConfig, work: Workload, machine: Machine, chosen: Chosen, choices: Choices, flops: float, memory: Memory
-) -> int:
+def _cluster(config: PlanConfig, work: Workload, machine: Machine, chosen: Chosen, choices: Choices, flops: float, memory: Memory) -> int:
     """Return the fewest GPUs that finish in time; with a budget instead, those that spend it in about thirty days."""
     limit, gpu = config.days or DEADLINE, machine.gpu
     if config.budget:
@@ -207,8 +203,8 @@ def _cluster(
 def _days_on(
     config: PlanConfig, work: Workload, machine: Machine, chosen: Chosen, choices: Choices, flops: float, gpus: int
 ) -> float | None:
-    """Return the days on `gpus`; None if no layout fits. Micro-batches and replicas are not varied, to look at many clusters quickly."""
-    choices = replace(choices, micro_rows=choices.micro_rows or 1, dp_replicate=choices.dp_replicate or 1)
+    """Return the days on `gpus`; None if no layout fits. Not all layouts are tried, to look at many clusters."""
+    choices = replace(choices, quick=True)
     try:
         best = search(work, gpus, machine, choices, keep=1).best[0]
     except OpenmaiError:
@@ -236,9 +232,9 @@ def _sizes(
     gpus: int,
     best: Candidate,
 ) -> list[Size]:
-    """Plan the same run on other numbers of GPUs, from a quarter to four times as many, with the same tp and cp."""
+    """Plan the same run on other numbers of GPUs, from a quarter to four times as many, by a quick search."""
     found = []
-    choices = replace(choices, tp=best.layout.tp, cp=best.layout.cp)
+    choices = replace(choices, quick=True)
     for factor in (0.25, 0.5, 0.75, 1, 1.5, 2, 4):
         size = round(gpus * factor / machine.gpu.per_node) * machine.gpu.per_node or machine.gpu.per_node
         try:
@@ -265,9 +261,7 @@ def _run(
     counted = count_parameters(work.model)
     size = CHECKPOINT_BYTES * (counted.total + counted.predictors)
     useful = tokens / tokens_per_second / 3600
-    survives = resilience(
-        gpus, machine.gpu.per_node, load_fleet(config.fleet), useful, size, config.storage_gb_s, config.stall_seconds
-    )
+    survives = resilience(gpus, machine.gpu.per_node, load_fleet(config.fleet), useful, size, config.storage_gb_s, config.stall_seconds)
     if config.goodput:
         survives = _with_goodput(survives, config.goodput, useful)
     return plan_run(
