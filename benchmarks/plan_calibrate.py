@@ -322,7 +322,8 @@ def main() -> None:
         ]
         band = float(np.quantile(errors, 0.8)) if len(errors) > 4 else 0.15
         print(
-            f"{name:18} {len(fitted):3} fitted, {len(held):3} held out: mean error {100 * np.mean(errors):5.1f} %, four of five within {100 * band:.0f} %"
+            f"{name:18} {len(fitted):3} fitted, {len(held):3} held out: mean error {100 * np.mean(errors):5.1f} %, "
+            f"four of five within {100 * band:.0f} %"
         )
         result[name] = {
             "title": spec.title,

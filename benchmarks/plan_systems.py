@@ -1,6 +1,6 @@
 """python benchmarks/plan_systems.py [--write]: the systems of plan/data/systems.yaml as plans, beside what was published of them.
 
-With --write the table replaces the one in docs/plan.md between its two marks.
+With --write the table replaces the one in docs/plan/systems.md between its two marks.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from openmai.plan.hardware import DATA
 from openmai.plan.make import Plan, make_plan
 from openmai.plan.show import _count, _money, _rounded, _unit
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "plan.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "plan" / "systems.md"
 MARKS = ("<!-- systems -->", "<!-- /systems -->")
 OURS = ("published_hours", "published_days", "given", "source")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/plan.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/plan/systems.md")
     arguments = parser.parse_args()
     lines = [
-        "| system | parameters | tokens | cluster | layout | GB per GPU | tokens/s per GPU | days | GPU-hours | rent | published hours | ratio |",
+        "| system | parameters | tokens | cluster | layout | GB per GPU | tokens/s per GPU | days | GPU-hours | rent "
+        "| published hours | planned / published |",
         "|---|--:|--:|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     notes = []

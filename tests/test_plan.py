@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +149,10 @@ def test_layouts_that_cannot_be_are_refused_with_the_nearest(capsys: pytest.Capt
     assert "has 64 processes, gpus=128; leave gpus out or change dp_shard to 128" in message
     tight = fail(capsys, "llama-3-70b", "--gpus", "16", "--seq", "8192", "--layout.pp", "1", "--layout.tp", "1")
     assert "needs at least 18" in tight
-    assert "take 32 of them" in fail(
-        capsys, "llama-3-70b", "--gpus", "24", "--layout.tp", "1", "--layout.pp", "1", "--layout.checkpointing=none"
-    )
+    long = ("--gpus", "24", "--seq", "24576", "--batch", "4M", "--layout.checkpointing=full", *SMALL)
+    assert "take 48 of them" in fail(capsys, "llama-3-70b", *long)
+    fixed = fail(capsys, "llama-3-70b", "--gpus", "24", "--layout.checkpointing=none", *SMALL)
+    assert "take larger GPUs or a smaller model, or leave more of layout free" in fixed
     late = fail(capsys, "llama-3-8b", "--tokens", "1000T", "--days", "1", "--batch", "100k")
     assert "in time; " in late
 
@@ -358,8 +360,8 @@ def test_serving_is_bound_by_reading_first_and_by_computing_last() -> None:
     model, gpu = load_preset("llama-3-8b"), load_gpu("h100")
     ways = plan_inference(model, gpu, 8192).ways
     assert [way.batch for way in ways] == sorted(way.batch for way in ways)
-    assert all(left.tokens_per_s < right.tokens_per_s for left, right in zip(ways, ways[1:], strict=False))
-    assert all(left.dollars_per_million > right.dollars_per_million for left, right in zip(ways, ways[1:], strict=False))
+    assert all(left.tokens_per_s < right.tokens_per_s for left, right in pairwise(ways))
+    assert all(left.dollars_per_million > right.dollars_per_million for left, right in pairwise(ways))
     limit = gpu.memory_gb_s * 1e9 / (2 * (count_parameters(model).total - model.vocab_size * model.width))
     assert 0.5 * limit < ways[0].tokens_per_s < limit
     with pytest.raises(OpenmaiError, match="serve in fp8"):

@@ -13,7 +13,7 @@ from openmai.plan.hardware import load_gpu
 from openmai.plan.laws import load_laws
 
 UTILISATION = {False: 0.40, True: 0.25}
-"of the bf16 peak that dense models and mixtures keep up on large clusters: Llama 3.1 405B 0.38 to 0.43, MAI-Base-1 0.18 to 0.20, DeepSeek-V3 0.39"
+"of the bf16 peak on large clusters, dense and mixtures: Llama 3.1 405B 0.38 to 0.43; MAI-Base-1 0.18 to 0.20, DeepSeek-V3 0.39"
 GOODPUT = 0.9
 OVERTRAINED = (1, 4, 16, 64)
 "times the compute-optimal tokens per parameter; Llama 3 8B has about a hundred times as many"
@@ -95,7 +95,8 @@ def plan_budget(config: PlanConfig) -> Budget:
 def show_budget(found: Budget) -> str:
     """Format a budget."""
     lines = [
-        f"${found.dollars:,.0f} is {found.gpu_hours:,.0f} hours of one {found.gpu}, or {found.gpus_for_thirty_days:,} of them for thirty days:",
+        f"${found.dollars:,.0f} is {found.gpu_hours:,.0f} hours of one {found.gpu}, "
+        f"or {found.gpus_for_thirty_days:,} of them for thirty days:",
         f"{found.flops:.2e} FLOP at {UTILISATION[False]:.0%} utilisation (mixtures {UTILISATION[True]:.0%}) and {GOODPUT:.0%} useful time",
         "",
         f"a dense model{'parameters':>14}{'tokens':>10}{'per parameter':>15}" + "".join(f"{name:>18}" for name in found.sizes[0].losses),
@@ -108,7 +109,8 @@ def show_budget(found: Budget) -> str:
     lines += [f"{'preset':<22}{'total':>9}{'active':>9}{'tokens':>10}{'per active':>12}"]
     for preset in found.presets[:14]:
         lines.append(
-            f"{preset.model:<22}{preset.total / 1e9:>8.1f}B{preset.active / 1e9:>8.1f}B{preset.tokens / 1e9:>9,.0f}B{preset.tokens_per_active:>12,.0f}"
+            f"{preset.model:<22}{preset.total / 1e9:>8.1f}B{preset.active / 1e9:>8.1f}B"
+            f"{preset.tokens / 1e9:>9,.0f}B{preset.tokens_per_active:>12,.0f}"
         )
     lines += ["", "`openmai plan MODEL --budget ...` plans one of them on a cluster."]
     return "\n".join(lines)

@@ -84,7 +84,7 @@ def plan_inference(model: ModelConfig, gpu: GPU, context: int, precision: str = 
 
 
 def decode_seconds(model: ModelConfig, gpu: GPU, group: int, batch: int, context: int, precision: str) -> float:
-    """Return the seconds of one step in which each of `batch` sequences gets a token: the longer of reading and computing, plus exchanges."""
+    """Return the seconds in which each of `batch` sequences gets a token: the longer of reading and computing, plus exchanges."""
     read = touched_parameters(model, batch) * WEIGHT_BYTES[precision] + batch * cache_bytes(model, context * 3 // 4)
     bandwidth = group * gpu.memory_gb_s * 1e9 * READ
     kind = "fp8" if precision == "fp8" and "fp8" in gpu.peak else "bf16"
@@ -94,7 +94,7 @@ def decode_seconds(model: ModelConfig, gpu: GPU, group: int, batch: int, context
 
 
 def touched_parameters(model: ModelConfig, batch: int) -> float:
-    """Return the parameters that a step of `batch` tokens reads: of the experts those that at least one token uses, if all are as likely."""
+    """Return the parameters that a step of `batch` tokens reads; of the experts those that a token uses, if all are as likely."""
     counted = count_parameters(model)
     routed = sum(count_layer(model, layer).experts for layer in range(model.num_layers))
     looked_up = 0 if model.tied_embeddings else model.vocab_size * model.width

@@ -81,7 +81,8 @@ def sentence(plan: Plan) -> str:
         return f"{plan.model}: {kind}, on {where}: {_unit(training.tokens_per_second)}tokens per second."
     return (
         f"{plan.model}, {kind}, trained on {_unit(run.tokens).replace('G', 'B').strip()} tokens with {where}: "
-        f"between {_rounded(run.days[0])} and {_rounded(run.days[2])} days, for {_money(run.dollars[0])} to {_money(run.dollars[2])} of rent."
+        f"between {_rounded(run.days[0])} and {_rounded(run.days[2])} days, "
+        f"for {_money(run.dollars[0])} to {_money(run.dollars[2])} of rent."
     )
 
 

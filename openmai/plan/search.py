@@ -110,8 +110,9 @@ def search(work: Workload, gpus: int, machine: Machine, choices: Choices | None 
         raise OpenmaiError(f"no layout of {gpus:,} GPUs agrees with the settings that are fixed; leave more of layout free")
     if not kept:
         raise OpenmaiError(
-            f"{gpus:,} {machine.gpu.name} hold no layout: the lightest ({lightest[1].describe()}, checkpointing {lightest[1].checkpointing}) "
-            f"needs {lightest[0] / 1e9:,.0f} GB of each GPU's {machine.gpu.memory_gb:,.0f}; take {_enough(work, gpus, machine, choices)}"
+            f"{gpus:,} {machine.gpu.name} hold no layout: the lightest ({lightest[1].describe()}, "
+            f"checkpointing {lightest[1].checkpointing}) needs {lightest[0] / 1e9:,.0f} GB of each GPU's "
+            f"{machine.gpu.memory_gb:,.0f}; take {_enough(work, gpus, machine, choices)}"
         )
     kept.sort(key=lambda one: -one.tokens_per_second)
     return Found(_unlike(kept, keep), searched, fitting, lightest[0], lightest[1])
@@ -145,7 +146,7 @@ def _enough(work: Workload, gpus: int, machine: Machine, choices: Choices | None
         for grid, rows in grids(work, more, machine, choices or Choices()):
             if (stage_memory(work.model, grid, work.sequence, rows, work.state, work.kept).peak <= room).any():
                 return f"{more:,} of them, shorter sequences or larger GPUs"
-    return "larger GPUs or a smaller model"
+    return "larger GPUs or a smaller model" + ("" if choices in (None, Choices()) else ", or leave more of layout free")
 
 
 def grids(work: Workload, gpus: int, machine: Machine, choices: Choices) -> Iterator[tuple[Grid, Array]]:
@@ -246,7 +247,8 @@ def check_layout(work: Workload, layout: Layout) -> None:
         raise OpenmaiError(f"layout.tp={layout.tp} does not divide {model.num_heads} heads; choose among {_divisors(model.num_heads, 16)}")
     if layout.pp * layout.virtual > model.num_layers + 2:
         raise OpenmaiError(
-            f"layout.pp={layout.pp} x virtual={layout.virtual} is more than {model.num_layers} layers; take {model.num_layers} chunks at most"
+            f"layout.pp={layout.pp} x virtual={layout.virtual} is more than {model.num_layers} layers; "
+            f"take {model.num_layers} chunks at most"
         )
     if layout.ep > 1 and model.moe is None:
         raise OpenmaiError(f"layout.ep={layout.ep}: the model has no experts; leave it at 1")

@@ -195,23 +195,24 @@ def assumptions(plan: Plan) -> list[str]:
     found = [f"speed of {training.software_title} ({training.software}){'; ' + training.remark if training.remark else ''}"]
     if training.run:
         found += [
-            "that is tuned software on a healthy cluster: whole published runs took 0.7 to 2.8 times the GPU-hours planned for them (docs/plan.md)",
+            "that is tuned software on a healthy cluster: whole published runs took 0.7 to 2.8 times the GPU-hours planned for them",
             f"{gpu.watts:,.0f} W per GPU less 25 % or plus 30 %, times {PUE} for the building",
             f"rent {rent} per GPU-hour, listed {gpu.price_date}; storage, network, staff and failed experiments are not in it",
-            f"losses are of {', '.join(load_laws())} on their authors' data; a mixture counts as its active parameters or their geometric mean with all",
+            f"losses are of {', '.join(load_laws())} on their authors' data; a mixture counts as its active parameters, or as their "
+            "geometric mean with all",
         ]
     return found
 
 
 def _serving(inference: Inference) -> list[str]:
     lines = ["", f"serving in {inference.precision} at {inference.context:,} tokens per sequence, ± {BAND:.0%}, fitted to nothing"]
-    lines.append(
-        f"  weights {inference.weights_gb:,.0f} GB; {_unit(inference.cache_bytes_per_token)}B of cache per token; prompts at {inference.prompt_tokens_per_s:,.0f} tokens/s"
-    )
+    cache, prompts = _unit(inference.cache_bytes_per_token), f"{inference.prompt_tokens_per_s:,.0f}"
+    lines.append(f"  weights {inference.weights_gb:,.0f} GB; {cache}B of cache per token; prompts at {prompts} tokens/s")
     lines.append(f"  {'GPUs':>5}{'sequences':>11}{'tokens/s':>10}{'each':>8}{'$/M tokens':>12}{'cache GB':>10}")
     for way in inference.ways:
         lines.append(
-            f"  {way.gpus:>5}{way.batch:>11,}{way.tokens_per_s:>10,.0f}{way.each_per_s:>8.1f}{way.dollars_per_million:>12.2f}{way.cache_gb:>10.1f}"
+            f"  {way.gpus:>5}{way.batch:>11,}{way.tokens_per_s:>10,.0f}{way.each_per_s:>8.1f}"
+            f"{way.dollars_per_million:>12.2f}{way.cache_gb:>10.1f}"
         )
     return lines
 

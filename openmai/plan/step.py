@@ -177,8 +177,11 @@ def layer_cost(model: ModelConfig, kind: Kind, grid: Grid, sequence: int, machin
 
 def _recompute(cost: Cost, grid: Grid) -> Cost:
     """Add to the backward pass what it computes again: all of a layer with full checkpointing, norms and activations with selective."""
-    again = {"elementwise": grid.full | grid.selective, "scores": grid.full | grid.selective}
-    return {name: (forward, backward + np.where(again.get(name, grid.full), forward, 0.0)) for name, (forward, backward) in cost.items()}
+    some = grid.full | grid.selective
+    return {
+        name: (forward, backward + np.where(some if name == "elementwise" else grid.full, forward, 0.0))
+        for name, (forward, backward) in cost.items()
+    }
 
 
 def _bytes(machine: Machine) -> float:

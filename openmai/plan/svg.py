@@ -94,7 +94,8 @@ class Canvas:
         """Draw a point with a hint."""
         across, up = self.at(x, y)
         self.parts.append(
-            f'<circle cx="{across}" cy="{up}" r="{radius}" fill="var(--{color})" stroke="var(--panel)"><title>{escape(hint)}</title></circle>'
+            f'<circle cx="{across}" cy="{up}" r="{radius}" fill="var(--{color})" stroke="var(--panel)">'
+            f"<title>{escape(hint)}</title></circle>"
         )
 
     def level(self, value: float, words: str, color: str = "bad") -> None:

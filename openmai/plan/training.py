@@ -162,7 +162,8 @@ def _fixed(config: PlanConfig, work: Workload, machine: Machine, chosen: Chosen,
     if best.memory > machine.gpu.memory_gb * 1e9:
         raise OpenmaiError(
             f"layout: {layout.describe()} needs {best.memory / 1e9:,.0f} GB of each {machine.gpu.name}, "
-            f"which has {machine.gpu.memory_gb:,.0f}; divide more (tp, pp, ep, zero=3), keep less (checkpointing=full, micro_rows=1), or leave dp_shard out to search"
+            f"which has {machine.gpu.memory_gb:,.0f}; divide more (tp, pp, ep, zero=3), "
+            "keep less (checkpointing=full, micro_rows=1), or leave dp_shard out to search"
         )
     found = Found([best], 1, 1, best.memory, layout)
     return _training(config, work, machine, chosen, flops, layout.processes, best, found, [], config.tokens or 0.0)
