@@ -150,7 +150,8 @@ def test_processes_hold_the_model_between_them(layout: dict[str, int]) -> None:
 def test_layers_are_divided_as_the_big_runs_do() -> None:
     assert divide_layers(96, 24) == [4] * 24
     assert divide_layers(126, 64) == [1, *[2] * 62, 1]  # Llama 3.1 405B: a layer fewer first and last
-    assert divide_layers(61, 16) == [3, *[4] * 14, 2]  # DeepSeek-V3
+    assert divide_layers(61, 16, num_predict=1) == [*[4] * 15, 1]  # DeepSeek-V3 with its predictor
+    assert divide_layers(61, 16) == [3, *[4] * 14, 2]
     assert sum(divide_layers(47, 32)) == 47
     assert sum(divide_layers(3, 8)) == 3
 

@@ -66,7 +66,7 @@ def compare() -> list[Compared]:
 
 def family_of(row: Row) -> str:
     """Return the family of a row's software and kind of model."""
-    prefix = {"bridge": "megatron", "megatron-modelzoo": "megatron-bf16-moe"}
+    prefix = {"bridge": "megatron", "megatron-modelzoo": "megatron-bf16-moe", "deepseek-v3": "megatron"}
     found = next((name for start, name in prefix.items() if row.software.startswith(start)), row.software)
     if found not in families():
         found = next(name for name in sorted(families(), key=len, reverse=True) if row.software.startswith(name))

@@ -17,6 +17,8 @@ from openmai.base.errors import OpenmaiError
 from openmai.plan.hardware import DATA
 
 CALIBRATIONS = DATA / "calibrations.yaml"
+SISTERS = {"h200": "h100", "h800": "h100"}
+"GPUs with the same chip as another one"
 UNFITTED_BAND = 0.30
 "relative uncertainty on a GPU or in a precision that nothing published was fitted to"
 
@@ -99,7 +101,7 @@ def families() -> dict[str, Family]:
 def merge_factors(factors: dict[str, dict[str, Any]], gpu: str, precision: str, release: str, options: Sequence[str]) -> Calibration:
     """Join the factors of all scopes that hold."""
     values: dict[str, Any] = {}
-    speed = 1.0
+    speed, gpu = 1.0, SISTERS.get(gpu, gpu)
     for scope in ("", gpu.split("-")[0], gpu, precision, f"{gpu.split('-')[0]}/{precision}", f"{gpu}/{precision}", release, *options):
         found = factors.get(scope, {})
         speed *= found.get("speed", 1.0)
@@ -118,7 +120,7 @@ def choose_calibration(software: str, gpu: str, precision: str, moe: bool) -> Ch
     if software != "auto" and software not in known:
         raise OpenmaiError(f"software={software}: unknown; known: auto, {', '.join(known)}")
     base = gpu.split("-")[0]
-    kin = {"h200": "h100", "h800": "h100"}.get(base, base)
+    kin = SISTERS.get(base, base)
 
     def distance(name: str) -> tuple[bool, bool, bool, int]:
         family = known[name]

@@ -93,7 +93,7 @@ def _row(raw: dict[str, str]) -> Row:
             **parts,
             "dp_shard": gpus // (parts["tp"] * parts["pp"] * parts["cp"]),
             "zero": int(raw["zero"]),
-            "schedule": "interleaved" if parts["virtual"] > 1 else "1f1b",
+            "schedule": "interleaved" if parts["virtual"] > 1 else "zero-bubble" if "zero-bubble" in raw["options"] else "1f1b",
             "checkpointing": raw["checkpointing"],
         }
     )

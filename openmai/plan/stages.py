@@ -41,20 +41,20 @@ def layer_kinds(model: ModelConfig) -> dict[Kind, list[int]]:
     return {Kind(*key, layer=layers[0]): layers for key, layers in found.items()}
 
 
-def divide_layers(num_layers: int, chunks: int) -> list[int]:
+def divide_layers(num_layers: int, chunks: int, num_predict: int = 0) -> list[int]:
     """Return the layers of each chunk: equal where they divide; else the last and then the first have fewer, for they hold the rest.
 
-    So are Llama 3.1 405B's 126 layers on 16 stages of 8 chunks (arXiv:2407.21783, section 3.3.2), or DeepSeek-V3's 61 in Megatron-Bridge.
+    So are Llama 3.1 405B's 126 layers on 16 stages (arXiv:2407.21783, section 3.3.2), or DeepSeek-V3's 61 in Megatron-Bridge, whose last
+    chunk holds one layer, its predictor and both output layers.
     """
     most = -(-num_layers // chunks)
-    sizes, missing, turn = [most] * chunks, most * chunks - num_layers, 0
-    while missing:
-        ends = (chunks - 1, 0, chunks - 1) if most > 2 else (chunks - 1, 0)
-        place = ends[turn] if turn < len(ends) else chunks - 1 - (turn - len(ends)) % chunks
-        if sizes[place] > (1 if most > 1 else 0):
+    sizes, missing = [most] * chunks, most * chunks - num_layers
+    order = [*[chunks - 1] * (1 + 2 * num_predict), 0, chunks - 1, *range(chunks - 2, 0, -1)] * (most + 1)
+    for place in order:
+        least = 0 if most == 1 or (num_predict and place == chunks - 1) else 1
+        if missing and sizes[place] > least:
             sizes[place] -= 1
             missing -= 1
-        turn += 1
     return sizes
 
 
@@ -65,7 +65,7 @@ def stages_of(model: ModelConfig, pp: int, virtual: int) -> Stages:
     kinds = tuple(by_kind)
     place = {layer: number for number, layers in enumerate(by_kind.values()) for layer in layers}
     counts, layer = np.zeros((pp, len(kinds)), dtype=int), 0
-    for chunk, size in enumerate(divide_layers(model.num_layers, pp * virtual)):
+    for chunk, size in enumerate(divide_layers(model.num_layers, pp * virtual, model.num_predict)):
         for number, amount in Counter(place[index] for index in range(layer, layer + size)).items():
             counts[chunk % pp, number] += amount
         layer += size

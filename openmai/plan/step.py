@@ -33,7 +33,8 @@ class Machine:
 
     @property
     def bf16(self) -> float:
-        return self.gpu.ceiling("bf16") * self.calibration.matmul
+        """FLOP/s of the products that always run in bf16: output layer and router."""
+        return self.gpu.ceiling("bf16") * (self.calibration.matmul if self.precision == "bf16" else OUTPUT)
 
     @property
     def low(self) -> float:
@@ -45,6 +46,8 @@ class Machine:
         return self.gpu.memory_gb_s * 1e9 * MEMORY
 
 
+OUTPUT = 0.8
+"share of the bf16 ceiling that large bf16 products reach beside others in fp8"
 MEMORY = 0.85
 "share of the memory bandwidth that elementwise kernels reach"
 
