@@ -105,8 +105,8 @@ def _cluster(training: Training) -> list[Row]:
     return [
         (
             "layout",
-            layout.describe(),
-            f"{training.used:,} GPUs, {schedule}micro-batches of {layout.micro_rows}, checkpointing {layout.checkpointing}",
+            f"{training.used:,} GPUs",
+            f"{layout.describe()}; {schedule}micro-batches of {layout.micro_rows}, checkpointing {layout.checkpointing}",
         ),
         ("batch", batch, f"{training.micro_batches:,.0f} micro-batches on each process"),
         ("memory of a GPU", f"{training.memory_gb:.0f} GB", "fullest stage, with context and fragmentation"),
