@@ -422,6 +422,28 @@ def test_emitted_files_are_what_train_takes(tmp_path: Path, capsys: pytest.Captu
     assert "emit needs gpus and tokens" in fail(capsys, "llama-3.2-1b", "--emit", "recipe")
 
 
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        ("llama-3-8b", ("tp=2", "pp=4", "virtual=2", "cp=1", "micro_rows=1")),
+        ("qwen3-30b-a3b", ("tp=2", "pp=2", "virtual=1", "ep=8", "cp=2", "micro_rows=1")),
+    ],
+)
+def test_emitted_layouts_pass_the_checks_of_training(
+    model: str, layout: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from openmai.base.config import read_yaml, validate
+    from openmai.train.config import PretrainConfig
+
+    given = [f"--layout.{part}" for part in layout]
+    run(capsys, model, "--tokens", "100B", "--gpus", "64", "--seq", "4096", *given, "--emit", "recipe", "--out", str(tmp_path))
+    config = validate(PretrainConfig, read_yaml(tmp_path / "pretrain.yaml"), "pretrain.yaml")
+    resolved = config.layout.resolve(64, config.batch_rows, config.micro_rows)
+    resolved.check_model(load_preset(model), config.context)
+    assert (resolved.pp, resolved.tp) == tuple(int(part[-1]) for part in (layout[1], layout[0]))
+    assert resolved.num_stages == resolved.pp * int(layout[2][-1])
+
+
 def test_launch_files() -> None:
     """Shells parse them, quotes survive, and one machine needs no meeting point."""
     one = Launch("run-1", 1, 4, ("-m", "openmai", "train", "pretrain", "--out=it's here"))

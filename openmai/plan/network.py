@@ -90,10 +90,17 @@ def exchange_seconds(model: ModelConfig, grid: Grid, tokens: Array, links: Links
 
 
 def step_bytes(
-    model: ModelConfig, grid: Grid, sequence: int, batch_rows: int, weight_bytes: float = 2.0, gradient_bytes: float = 4.0
+    model: ModelConfig,
+    grid: Grid,
+    sequence: int,
+    batch_rows: int,
+    weight_bytes: float = 2.0,
+    gradient_bytes: float = 4.0,
+    bytes_each: float = 2.0,
 ) -> dict[str, Array]:
     """Return the bytes that one process of the first stage sends in a step, by what for; a ring sends (n - 1) / n of the whole.
 
+    The embedding's and the output layer's tensor-parallel exchanges are those of the ends of the pipeline; `bytes_each` is of activations.
     FSDP gathers each layer for the forward and the backward pass, what lies around the layers once, and scatters all gradients, for each
     micro-batch; ZeRO-1 and 2 scatter gradients and gather weights once.
     """
@@ -109,17 +116,19 @@ def step_bytes(
     result = {
         "gather weights": np.where(fsdp, micro_batches * weight_bytes * twice, np.where(grid.zero > 0, weight_bytes * once, 0.0)),
         "scatter gradients": np.where(fsdp, micro_batches, 1) * gradient_bytes * once,
-        "pipeline": (grid.pp > 1) * micro_batches * grid.virtual * 2.0 * tokens * model.width / grid.tp,
+        "pipeline": (grid.pp > 1) * micro_batches * grid.virtual * bytes_each * tokens * model.width / grid.tp,
     }
     for name in ("tensor parallel", "context parallel", "all-to-all"):
         result[name] = 0.0 * tokens
+    ends = micro_batches * (4 if grid.pp == 1 else 2) * bytes_each * tokens * model.width * (grid.tp - 1) / grid.tp
+    result["tensor parallel"] = result["tensor parallel"] + ends
     for number, kind in enumerate(stages.kinds):
         amount = stages.counts[0, number] * micro_batches
         whole, exchanges = tensor_bytes(model, kind, grid, tokens)
-        result["tensor parallel"] += amount * 2 * exchanges * whole * (grid.tp - 1) / grid.tp
-        result["context parallel"] += amount * 3 * context_bytes(model, grid, tokens)
+        result["tensor parallel"] += amount * exchanges * bytes_each * whole * (grid.tp - 1) / grid.tp
+        result["context parallel"] += amount * 1.5 * bytes_each * context_bytes(model, grid, tokens)
         if kind.moe and model.moe:
             width = model.moe.latent_width or model.width
             group = grid.ep * grid.etp
-            result["all-to-all"] += amount * 4 * 2.0 * width * expert_copies(model, grid, tokens) * (group - 1) / group
+            result["all-to-all"] += amount * 4 * bytes_each * width * expert_copies(model, grid, tokens) * (group - 1) / group
     return result

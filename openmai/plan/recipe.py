@@ -17,7 +17,7 @@ from openmai.plan.config import PlanConfig
 from openmai.plan.layout import Layout
 from openmai.plan.make import Plan
 
-LAYOUT = ("pp", "virtual", "dp_replicate", "dp_shard", "cp", "tp", "ep", "schedule", "checkpointing")
+LAYOUT = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep", "schedule", "checkpointing")
 
 
 def emit_recipe(config: PlanConfig, plan: Plan) -> list[Path]:
@@ -95,4 +95,5 @@ def layout_settings(layout: Layout) -> dict[str, Any]:
     """Return what differs from training's defaults, by its names."""
     values = layout.model_dump()
     plain = {**Layout().model_dump(), "dp_shard": 0}
-    return {name: values[name] for name in LAYOUT if values[name] != plain[name]}
+    found = {name: values[name] for name in LAYOUT if values[name] != plain[name]}
+    return found | ({"stages_each": layout.virtual} if layout.virtual > 1 else {})

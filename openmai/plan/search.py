@@ -50,6 +50,8 @@ class Choices:
     zero: tuple[int, ...] = (1, 3)
     schedules: tuple[str, ...] = ("1f1b", "interleaved")
     "zero-bubble only where it is asked for: no published row says how it does"
+    strict: bool = False
+    "only what training can do: no stage without a layer, and a vocabulary that tp divides"
     quick: bool = False
     "look at fewer stages, chunks, micro-batches and no replicas: for trying many clusters"
 
@@ -194,7 +196,7 @@ def _pipelines(model: ModelConfig, gpus: int, choices: Choices) -> Iterator[tupl
             continue
         depths = [choices.virtual] if choices.virtual else [1, 4, 8] if choices.quick else [1, 2, 3, 4, 6, 8, 12]
         for virtual in depths:
-            if pp * virtual > model.num_layers + 2 or (virtual > 1) > ("interleaved" in choices.schedules):
+            if pp * virtual > model.num_layers + (0 if choices.strict else 2) or (virtual > 1) > ("interleaved" in choices.schedules):
                 continue
             if virtual > 1:
                 yield pp, virtual, "interleaved"
@@ -206,7 +208,11 @@ def _tensor(model: ModelConfig, machine: Machine, choices: Choices) -> list[int]
     if choices.tp:
         return [choices.tp]
     most = min(machine.gpu.domain, 16)
-    return [tp for tp in (1, 2, 4, 8, 16) if tp <= most and model.num_heads % tp == 0 and model.ffn_width % tp == 0]
+    sizes = [model.num_heads, model.ffn_width]
+    if choices.strict:
+        sizes += [model.vocab_size, model.moe.num_shared * model.moe.expert_width if model.moe else 0]
+    fitting = [tp for tp in (1, 2, 4, 8, 16) if tp <= most and all(size % tp == 0 for size in sizes)]
+    return [tp for tp in fitting if not choices.strict or model.mla or model.kv_heads % tp == 0 or tp % model.kv_heads == 0]
 
 
 def _context(sequence: int, choices: Choices) -> list[int]:

@@ -141,6 +141,7 @@ def _choices(config: PlanConfig) -> Choices:
         checkpointing=fixed.checkpointing,
         zero=(3,) if config.emit and fixed.zero is None else (1, 3) if fixed.zero is None else (fixed.zero,),
         schedules=schedules,
+        strict=bool(config.emit),
     )
 
 
