@@ -51,6 +51,63 @@ def count_parameters(config: ModelConfig) -> Parameters:
     )
 
 
+@dataclass(frozen=True)
+class LayerParameters:
+    """One layer's stored values, by how a layout divides them; they add up to the layer's share of `Parameters.total`."""
+
+    heads: int
+    "matrices divided by query heads: queries and output (of latent attention all but the latents)"
+    keys_values: int
+    "matrices divided by key-value heads"
+    latents: int
+    "matrices that every process of a tensor-parallel group holds: latent attention's ways down, latent projections, value gates"
+    mlp: int
+    "dense feed-forward or shared experts"
+    router: int
+    experts: int
+    "all routed experts with their biases"
+    small: int
+    "norms, biases, sinks, selection biases"
+    value_embedding: int
+
+    @property
+    def total(self) -> int:
+        return self.heads + self.keys_values + self.latents + self.mlp + self.router + self.experts + self.small + self.value_embedding
+
+
+def count_layer(config: ModelConfig, layer: int) -> LayerParameters:
+    """Count the parameters of one layer by how a layout divides them."""
+    width, moe = config.width, config.moe if config.is_moe(layer) else None
+    if config.mla is None:
+        heads, keys_values = 2 * width * config.num_heads * config.head, 2 * width * config.kv_heads * config.head
+        latents = attention_matmul(config, layer) - heads - keys_values
+    else:
+        latents = width * ((config.mla.query_rank or 0) + config.mla.kv_rank + config.mla.rope_width)
+        heads, keys_values = attention_matmul(config, layer) - latents, 0
+    expert = expert_matmul(config, moe) + expert_bias(config, moe) if moe else 0
+    if moe and moe.latent_width:
+        latents += 2 * width * moe.latent_width
+    hidden = moe.num_shared * moe.expert_width if moe else config.ffn_width
+    return LayerParameters(
+        heads=heads,
+        keys_values=keys_values,
+        latents=latents,
+        mlp=width * hidden * (3 if config.gated else 2),
+        router=width * moe.num_experts if moe else 0,
+        experts=moe.num_experts * expert if moe else 0,
+        small=_small_in_layer(config, layer) - (moe.num_active * expert_bias(config, moe) if moe else 0),
+        value_embedding=value_embedding(config, layer),
+    )
+
+
+def count_around(config: ModelConfig) -> tuple[int, int, int]:
+    """Count what lies outside the layers: input and position embeddings, the output matrix with its bias (0 if tied), and small values."""
+    positions = config.context * config.width if config.positions == "learned" else 0
+    matrix, bias = config.vocab_size * config.width, config.head_bias * config.vocab_size
+    small = _small_around(config) - bias + _smear_gate(config)
+    return matrix + positions, (0 if config.tied_embeddings else matrix) + bias, small
+
+
 def layer_matmul(config: ModelConfig, layer: int) -> int:
     """Count the matrix elements of one layer that a single token is multiplied with."""
     return attention_matmul(config, layer) + mlp_matmul(config, layer)

@@ -1,16 +1,23 @@
-"""One model's plan: parameters, FLOPs, memory, and a training run when tokens are given."""
+"""One model's plan: parameters, FLOPs, memory; with a cluster a layout and its speed; with tokens a whole run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from openmai.base.errors import OpenmaiError
 from openmai.model.config import load_preset
 from openmai.model.count import Parameters, count_parameters, flops_per_token
 from openmai.plan.config import PlanConfig
-from openmai.plan.cost import Cost, plan_cost
 from openmai.plan.hardware import GPU, load_gpu
-from openmai.plan.memory import Memory, plan_memory
+from openmai.plan.inference import Device, Inference, OnDevice, load_device, plan_device, plan_inference
+from openmai.plan.totals import Memory, plan_memory
+
+if TYPE_CHECKING:  # NumPy would take longer to load than the rest takes to answer
+    from openmai.plan.training import Training
+
+LONGEST = 8192
+"tokens of a training sequence unless `seq` says more: long contexts are trained last, on few tokens"
 
 
 @dataclass(frozen=True)
@@ -26,23 +33,30 @@ class Plan:
     gpu: GPU
     gpus: int | None
     memory: Memory
-    cost: Cost | None
+    training: Training | None
+    inference: Inference | None
+    device: Device | None
+    on_device: list[OnDevice] | None
 
 
 def make_plan(config: PlanConfig) -> Plan:
     """Work out the plan of `config.model`.
 
-    Raises OpenmaiError for an unknown model or GPU, a sequence that the model has no positions for, and too few GPUs.
+    Raises OpenmaiError for an unknown model or GPU, a sequence that the model has no positions for, and what does not fit, with the
+    nearest that does.
     """
     model, gpu = load_preset(config.model), load_gpu(config.gpu)
-    sequence = config.seq or model.context
+    sequence = config.seq or min(model.context, LONGEST)
     if model.positions == "learned" and sequence > model.context:
         raise OpenmaiError(f"seq={sequence}: {config.model} has learned positions for {model.context} tokens only; choose a shorter one")
-    memory, flops = plan_memory(model, gpu), flops_per_token(model, sequence)
-    if config.tokens and config.gpus and config.gpus < memory.min_gpus_training:
-        raise OpenmaiError(
-            f"gpus={config.gpus}: the training state of {config.model} needs at least {memory.min_gpus_training} {gpu.name}; give more"
-        )
+    flops = flops_per_token(model, sequence)
+    memory = plan_memory(model, gpu)
+    device = load_device(config.device) if config.device else None
+    training = None
+    if config.tokens or config.gpus or config.budget or config.layout.dp_shard:
+        from openmai.plan.training import make_training
+
+        training = make_training(config, model, gpu, sequence, flops, memory)
     return Plan(
         model=config.model,
         source=model.source,
@@ -51,7 +65,10 @@ def make_plan(config: PlanConfig) -> Plan:
         flops_per_token=flops,
         flops_per_token_full_attention=flops_per_token(model, sequence, causal=False),
         gpu=gpu,
-        gpus=config.gpus,
+        gpus=training.gpus if training else config.gpus,
         memory=memory,
-        cost=plan_cost(flops, config.tokens, gpu, config.gpus, config.mfu, config.goodput) if config.tokens else None,
+        training=training,
+        inference=plan_inference(model, gpu, min(model.context, LONGEST), config.serve_precision) if config.serve else None,
+        device=device,
+        on_device=plan_device(model, device) if device else None,
     )
