@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -140,14 +141,14 @@ class Team:
         squares = torch.zeros((), dtype=torch.float64, device=device)
         if gradients:
             norms = torch._foreach_norm([gradient.float() for _, gradient in gradients])
-            weights = torch.tensor([1 / self._copies(name) for name, _ in gradients], dtype=torch.float64, device=device)
+            weights = torch.tensor([1 / self.copies_of(name) for name, _ in gradients], dtype=torch.float64, device=device)
             squares = (torch.stack(norms).double().square() * weights).sum()
         norm = self.processes.total([squares.item()], device)[0] ** 0.5
         if limit is not None and norm > limit:
             torch._foreach_mul_([gradient for _, gradient in gradients], limit / (norm + 1e-6))
         return norm
 
-    def _copies(self, name: str) -> int:
+    def copies_of(self, name: str) -> int:
         """Return how many processes hold the same share of a tensor's gradient."""
         part = self.parts.of(name)
         alike = self.layout.tp if part.axis == "tp" and part.dim is None else 1
@@ -161,7 +162,7 @@ class Team:
         """Return weights, buffers and moments by name, as parts of whole tensors that share memory with them: to be saved or read into."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         stored: dict[str, Tensor] = dict(model.named_parameters())
-        for part in model.parts() if isinstance(model, Pipeline) else [model]:
+        for part in parts_of(model):
             kept = part.state_dict().keys()
             stored |= {name: value for name, value in part.named_buffers() if name in kept}
         moments: dict[str, Tensor] = {}
@@ -240,10 +241,14 @@ def prepare_state(optimizers: list[torch.optim.Optimizer]) -> None:
             group["lr"] = rate
 
 
+def parts_of(model: nn.Module) -> Sequence[nn.Module]:
+    """Return what of a model is here: itself, or its stages of a pipeline, in which modules have the names of the whole model."""
+    return model.parts() if isinstance(model, Pipeline) else [model]
+
+
 def named_routers(model: Transformer) -> list[tuple[str, Router]]:
     """Return the routers that are here, in order, with their names in the whole model."""
-    parts = model.parts() if isinstance(model, Pipeline) else [model]
-    return [(name, module) for part in parts for name, module in part.named_modules() if isinstance(module, Router)]
+    return [(name, module) for part in parts_of(model) for name, module in part.named_modules() if isinstance(module, Router)]
 
 
 def _total(value: float, axis: Axis, device: str) -> float:
