@@ -68,7 +68,9 @@ class Checkpoints:
         What stops it from being written (a full disk) is said and the run goes on: its older checkpoints stay.
         """
         self.wait()
-        state = tree_map_only(Tensor, _on_cpu, self.team.state(model, optimizers))
+        state = self.team.state(model, optimizers)
+        if self.background:
+            state = tree_map_only(Tensor, _on_cpu, state)
         files = {_RUN: {"step": step, "processes": self.processes.size, **run}, _MODEL: json.loads(model.config.model_dump_json())}
         chance = _random_state()
 
@@ -183,6 +185,8 @@ class Checkpoints:
         for folder in self._finished():
             if folder not in newest and not (self.keep_every and _step(folder) % self.keep_every == 0):
                 shutil.rmtree(folder)
+        for folder in self.folder.glob("*.damaged"):
+            shutil.rmtree(folder)
 
     def _newest(self, most: int | None) -> Path | None:
         """Find the newest good checkpoint, each process looking at some of the files; put aside what is not good, and what is later."""

@@ -149,14 +149,14 @@ def find_non_finite(model: Transformer, again: Callable[[], float], processes: P
     `again` returns this process's loss and leaves gradients behind, which are dropped. Returns where the first value that is not finite
     appears, with module and rank, and whether weights themselves are not finite.
     """
-    # the number says what comes first: a weight makes an output go wrong, that a gradient
+    # the number says what comes first: a weight makes an output go wrong, that the outputs behind it (elsewhere, too), those gradients
     found = [(0, f"weight {name}") for name, parameter in model.named_parameters() if not _finite(parameter)]
     routers = [router for _, router in named_routers(model)]
     loads = [router.load_E.clone() for router in routers]
     with _watching(model, found), torch.compiler.set_stance("force_eager"):
         loss = again()
     gradients = [(name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None]
-    found += [(3, f"gradient of weight {name}") for name, gradient in gradients if not _finite(gradient)]
+    found += [(4, f"gradient of weight {name}") for name, gradient in gradients if not _finite(gradient)]
     for parameter in model.parameters():
         parameter.grad = None
     for router, load in zip(routers, loads, strict=True):
@@ -182,13 +182,13 @@ def _watching(model: nn.Module, found: list[tuple[int, str]]) -> Iterator[None]:
     def watch(name: str, module: nn.Module) -> None:
         def look_back(gradient: Tensor) -> None:
             if not _finite(gradient):
-                found.append((2, f"gradient of the output of {name}"))
+                found.append((3, f"gradient of the output of {name}"))
 
         def look(_: nn.Module, inputs: Any, output: Any) -> None:
             for tensor in _tensors(output):
                 if not _finite(tensor):
-                    comes_in = not all(_finite(value) for value in _tensors(inputs))
-                    found.append((1, f"output of {name}" + ", as its input," * comes_in))
+                    given = all(_finite(value) for value in _tensors(inputs))
+                    found.append((1, f"output of {name}") if given else (2, f"output of {name}, as its input,"))
                 elif tensor.requires_grad:
                     tensor.register_hook(look_back)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import time
@@ -210,7 +211,7 @@ class _Run:
 
         Raises OpenmaiError if there never was a good step.
         """
-        if self.guards.finite:
+        if math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"]):
             return reason, False
         self.watchdog.beat(number, "looking for what is not finite")
         units = self.team.units(sum(self.objective.units(micro) for micro in batch), self.sight.device)
