@@ -201,6 +201,9 @@ def test_not_a_numbers_that_stay_end_the_run(tmp_path: Path) -> None:
         run(tmp_path / "run", dict.fromkeys(range(9, 99), math.nan), guards=guards)
     with pytest.raises(OpenmaiError, match=r"step 3: loss nan.*; there is no checkpoint to go back to"):
         run(tmp_path / "early", {2: math.nan}, guards=guards)
+    with pytest.raises(OpenmaiError, match="no checkpoint to go back to"):
+        run(tmp_path / "far", {5: math.nan}, guards=GuardConfig(patience=1, before=3))
+    assert steps_kept(tmp_path / "far") == ["step-00000004"]  # what does not help is not thrown away
 
 
 def test_positions_pass_over_what_was_left_out(tmp_path: Path) -> None:
@@ -345,7 +348,7 @@ def test_a_run_that_stops_without_a_checkpoint_says_so(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(module.dcp, "save", save)
     with pytest.raises(OpenmaiError, match="stopped without a checkpoint of step 3"):
-        run(tmp_path / "run", hooks=[at(2, lambda step: os.kill(os.getpid(), signal.SIGTERM))])
+        run(tmp_path / "run", hooks=[at(2, lambda step: os.kill(os.getpid(), signal.SIGTERM))], steps=5)
 
 
 def test_a_truncated_checkpoint_is_put_aside_and_not_counted(tmp_path: Path) -> None:
@@ -424,6 +427,11 @@ def test_a_signal_stops_the_run_after_a_checkpoint(number: int, tmp_path: Path, 
     assert steps_kept(tmp_path / "run") == ["step-00000004", "step-00000006"]
     resumed, _ = run(tmp_path / "run", steps=10)
     assert same(weights(whole), weights(resumed))
+
+
+def test_a_signal_in_the_last_step_changes_nothing(tmp_path: Path) -> None:
+    _, events = run(tmp_path / "run", hooks=[at(5, lambda step: os.kill(os.getpid(), signal.SIGTERM))], steps=6)
+    assert of_kind(events, "train")[-1]["step"] == 6
 
 
 def test_a_second_signal_stops_at_once() -> None:

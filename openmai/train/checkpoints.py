@@ -98,13 +98,13 @@ class Checkpoints:
         return not self.problem
 
     def restore(self, model: Transformer, optimizers: list[torch.optim.Optimizer], most: int | None = None) -> Saved | None:
-        """Load the newest undamaged checkpoint, of at most `most` steps; None if there is none. Damaged and later ones are put aside.
+        """Load the newest undamaged checkpoint, of at most `most` steps; None if there is none. Later ones are removed.
 
         It may have been written by another number of processes; random generators go on where they were if the number is the same.
         """
         self.wait()
         if self.processes.rank == 0:
-            for unfinished in [*self.folder.glob("*.tmp"), *self.folder.glob("*.late")]:  # a process was killed in the middle
+            for unfinished in self.folder.glob("*.tmp"):  # a process was killed in the middle
                 shutil.rmtree(unfinished)
         folder = self._newest(most)
         if folder is None:
@@ -189,24 +189,25 @@ class Checkpoints:
             shutil.rmtree(folder)
 
     def _newest(self, most: int | None) -> Path | None:
-        """Find the newest good checkpoint, each process looking at some of the files; put aside what is not good, and what is later."""
+        """Find the newest good checkpoint, each process looking at some of the files; put damaged ones aside and remove later ones."""
         while True:
-            found = self._finished() if self.processes.rank == 0 else []
+            found = [path for path in self._finished() if most is None or _step(path) <= most] if self.processes.rank == 0 else []
             folder = self.processes.tell(found[-1] if found else None)
             if folder is None:
                 return None
-            late = most is not None and _step(folder) > most
-            problems = [] if late else [problem for problem in self.processes.gather(self._damage(folder)) if problem]
-            if not late and not problems:
-                return folder
-            if problems:
-                say(f"{folder}: {problems[0]}; falling back to the checkpoint before it")
+            problem = next(filter(None, self.processes.gather(self._damage(folder))), "")
+            if not problem:
+                break
+            say(f"{folder}: {problem}; falling back to the checkpoint before it")
             if self.processes.rank == 0:
-                aside = folder.with_suffix(".late" if late else ".damaged")
+                aside = folder.with_suffix(".damaged")
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(folder, aside)
-                if late:
-                    shutil.rmtree(aside)
+        if self.processes.rank == 0:
+            for late in self._finished():
+                if _step(late) > _step(folder):
+                    shutil.rmtree(late)
+        return folder
 
     def _damage(self, folder: Path) -> str:
         """Compare this process's share of a checkpoint's files with their recorded hashes; return what is wrong."""

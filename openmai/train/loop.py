@@ -163,7 +163,7 @@ class _Run:
         stream = self.stream.add(batch)
         figures, reason = self._learn(number, batch)
         self.watchdog.beat(number, "agreeing on what to do next")
-        self.stopping = self.team.processes.total([float(bool(stop.wished))], self.sight.device)[0] > 0
+        self.stopping = self.team.processes.total([float(bool(stop.wished))], self.sight.device)[0] > 0 and not last
         seconds = time.perf_counter() - began
         if reason:
             why, broken = self._explain(number, batch, figures, reason)
@@ -258,10 +258,12 @@ class _Run:
     def _save(self) -> None:
         """Begin to write a checkpoint, and wait for it if the run is stopping."""
         self.watchdog.beat(self.step, "copying a checkpoint")
+        began = time.perf_counter()
         self.events.sync()
         run = {"guards": self.guards.state(), "stream": self.stream.digest, "stream_before": self.stream.before}
         self.checkpoints.save(self.step, self.model, self.optimizers, run)
         self.saved = True
+        self.events.write("checkpoint", step=self.step, seconds=time.perf_counter() - began)
         self.watchdog.beat(self.step, "writing a checkpoint")
         if self.stopping and not self.checkpoints.wait():
             raise OpenmaiError(
