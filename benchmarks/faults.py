@@ -397,16 +397,16 @@ class Faults:
         """A process is killed under torchrun's agent; then a whole agent, so that one process is left."""
         folder = self.folder / "restart"
         fleet = Fleet()
-        fleet.fork(folder, "agent", {}, lambda: agent(folder, Trouble(pause=0.05)))
-        assert until(lambda: 12 in [step for steps in attempts(folder).values() for step in steps]), said(folder)[-3000:]
+        fleet.fork(folder, "agent", {}, lambda: agent(folder, Trouble(pause=0.1)))
+        assert until(lambda: 7 in [step for steps in attempts(folder).values() for step in steps]), said(folder)[-3000:]
         workers = children(next(iter(fleet.statuses)))
         fleet.kill(workers[1:])
         good = fleet.wait() == [0] and result(folder) == self.undisturbed() and len(attempts(folder)) == 2
         yield Row("kill -9 under torchrun --max-restarts", 1, good, "restarted by torchrun, equal to the bit")
         folder = self.folder / "fewer"
         fleet, port = Fleet(), free_port()
-        agents = [fleet.fork(folder, f"agent{n}", {}, lambda: agent(folder, Trouble(pause=0.05), 2, port)) for n in range(2)]
-        assert until(lambda: 12 in [step for steps in attempts(folder).values() for step in steps]), said(folder)[-3000:]
+        agents = [fleet.fork(folder, f"agent{n}", {}, lambda: agent(folder, Trouble(pause=0.1), 2, port)) for n in range(2)]
+        assert until(lambda: 7 in [step for steps in attempts(folder).values() for step in steps]), said(folder)[-3000:]
         fleet.kill([agents[1], *children(agents[1])])
         statuses = fleet.wait()
         sizes = [json.loads(line)["size"] for line in (folder / "ledger.jsonl").read_text().splitlines()]

@@ -149,46 +149,61 @@ def find_non_finite(model: Transformer, again: Callable[[], float], processes: P
     `again` returns this process's loss and leaves gradients behind, which are dropped. Returns where the first value that is not finite
     appears, with module and rank, and whether weights themselves are not finite.
     """
-    # the number says what comes first: a weight makes an output go wrong, that the outputs behind it (elsewhere, too), those gradients
-    found = [(0, f"weight {name}") for name, parameter in model.named_parameters() if not _finite(parameter)]
+    found = [_Finding(0, name, f"weight {name}") for name, parameter in model.named_parameters() if not _finite(parameter)]
     routers = [router for _, router in named_routers(model)]
     loads = [router.load_E.clone() for router in routers]
     with _watching(model, found), torch.compiler.set_stance("force_eager"):
         loss = again()
     gradients = [(name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None]
-    found += [(4, f"gradient of weight {name}") for name, gradient in gradients if not _finite(gradient)]
+    found += [_Finding(4, name, f"gradient of weight {name}") for name, gradient in gradients if not _finite(gradient)]
     for parameter in model.parameters():
         parameter.grad = None
     for router, load in zip(routers, loads, strict=True):
         router.load_E.copy_(load)
     if not found and not math.isfinite(loss):
-        found = [(1, "the loss itself, though all modules' outputs are finite,")]
-    reports = processes.gather(min(found, key=lambda entry: entry[0]) if found else None)
-    worst = min((report[0] for report in reports if report), default=None)
-    if worst is None:
+        found = [_Finding(1, "loss", "the loss itself, though all modules' outputs are finite,")]
+    firsts = processes.gather(min(found, key=_Finding.order, default=None))
+    earliest = min((first.order() for first in firsts if first), default=None)
+    if earliest is None:
         return "computed again everything is finite: a bit may have flipped, look at the hardware if this comes back", False
     blamed: dict[str, list[str]] = {}
-    for rank, report in enumerate(reports):
-        if report and report[0] == worst:
-            blamed.setdefault(report[1], []).append(str(rank))
-    return "; ".join(f"first not finite: {what} on rank {', '.join(ranks)}" for what, ranks in blamed.items()), worst == 0
+    for rank, first in enumerate(firsts):
+        if first and first.order() == earliest:
+            blamed.setdefault(first.text, []).append(str(rank))
+    return "first not finite: " + "; ".join(f"{what} on rank {', '.join(ranks)}" for what, ranks in blamed.items()), earliest[0] == 0
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """Something that is not finite. A weight makes outputs go wrong, those the outputs behind them, on other ranks too, those gradients."""
+
+    cause: int
+    "0: weight, 1: output though the input is finite, 2: output as well as the input, 3: gradient of an output, 4: gradient of a weight"
+    name: str
+    text: str
+
+    def order(self) -> tuple[int, int]:
+        """Return what is smaller for what comes earlier in the computation: cause and layer."""
+        parts = self.name.split(".")
+        layer = int(parts[1]) if parts[0] == "blocks" else -1 if "embedding" in parts[0] else 1 << 30
+        return self.cause, -layer if self.cause >= 3 else layer
 
 
 @contextmanager
-def _watching(model: nn.Module, found: list[tuple[int, str]]) -> Iterator[None]:
+def _watching(model: nn.Module, found: list[_Finding]) -> Iterator[None]:
     """Note in `found`, in the order of computation, the modules whose outputs or whose outputs' gradients are not finite."""
     handles: list[RemovableHandle] = []
 
     def watch(name: str, module: nn.Module) -> None:
         def look_back(gradient: Tensor) -> None:
             if not _finite(gradient):
-                found.append((3, f"gradient of the output of {name}"))
+                found.append(_Finding(3, name, f"gradient of the output of {name}"))
 
         def look(_: nn.Module, inputs: Any, output: Any) -> None:
             for tensor in _tensors(output):
                 if not _finite(tensor):
                     given = all(_finite(value) for value in _tensors(inputs))
-                    found.append((1, f"output of {name}") if given else (2, f"output of {name}, as its input,"))
+                    found.append(_Finding(1 if given else 2, name, f"output of {name}" + ", as its input," * (not given)))
                 elif tensor.requires_grad:
                     tensor.register_hook(look_back)
 
