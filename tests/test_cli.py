@@ -310,7 +310,7 @@ def test_killed_encoding_ends_with_the_same_shards(documents: Path, tokenizer: P
 def test_killed_training_resumes_and_ends_with_the_same_weights(shards: Path, tokenizer: Path, tmp_path: Path, capsys: Capture) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(pretrain_arguments(shards, tokenizer, whole)) == 0
-    kill_after("openmai.train.checkpoints:Checkpoints.save", 2, pretrain_arguments(shards, tokenizer, killed))
+    kill_after("openmai.train.checkpoints:Checkpoints._thin_out", 2, pretrain_arguments(shards, tokenizer, killed))
     assert [path.name for path in sorted((killed / "checkpoints").iterdir())] == ["step-00000002", "step-00000004"]
     capsys.readouterr()
     assert main(pretrain_arguments(shards, tokenizer, killed)) == 0

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from openmai.base.artifact import Artifact
 from openmai.base.errors import OpenmaiError
+from openmai.base.events import read_events
 from openmai.model.checkpoint import load_model
 from openmai.model.config import ModelConfig
 from openmai.parallel.exchange import on_whole_matrices
@@ -38,7 +39,7 @@ def run(out: Path, processes: int, cases: list[tuple[str, str, dict]], last: int
 
 
 def events(out: Path, case: str) -> list[dict]:
-    return [json.loads(line) for line in (out / case / "events.jsonl").read_text().splitlines()]
+    return list(read_events(out / case / "events.jsonl", "train"))
 
 
 def assert_same(found: list[dict], expected: list[dict]) -> None:
@@ -48,6 +49,7 @@ def assert_same(found: list[dict], expected: list[dict]) -> None:
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
         assert one["penalty"] == pytest.approx(other["penalty"], abs=1e-5)
         assert one["tokens"] == other["tokens"]
+        assert one["stream"] == other["stream"]
         assert one.get("expert_load") == other.get("expert_load")
 
 
@@ -164,6 +166,10 @@ def test_the_command_line_trains_with_several_processes(tmp_path: Path) -> None:
     for out, layout, processes in (("one", [], 1), ("many", divided, 4)):
         done = openmai(*common, *layout, "--out", str(tmp_path / out), processes=processes)
         assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "two"))
+    assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in two.items()}
+    assert_same(events(tmp_path, "two"), events(tmp_path, "one"))
+    metrics = [Artifact.load(tmp_path / out, "checkpoint").metrics for out in ("one", "two")]
     one, many = (load_file(tmp_path / out / "model.safetensors") for out in ("one", "many"))
     assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in many.items()}
     trained = [[event for event in events(tmp_path, out) if event["kind"] == "train"] for out in ("many", "one")]

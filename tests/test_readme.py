@@ -141,7 +141,7 @@ def settings(kind: type[Config], shared: set[str], prefix: str = "") -> Iterator
         if name in shared:
             yield f"{name}.*"
         elif isinstance(field.annotation, type) and issubclass(field.annotation, Config):
-            yield from settings(field.annotation, shared, f"{name}.")
+            yield from settings(field.annotation, shared, f"{prefix}{name}.")
         else:
             yield prefix + name
 

@@ -15,6 +15,7 @@ from openmai.model.checkpoint import KIND, load_model, save_model
 from openmai.model.loss import IGNORE, on_device_of, token_nats
 from openmai.model.transformer import Transformer
 from openmai.tokenizer.tokenizer import Tokenizer
+from openmai.train.checkpoints import scratch
 from openmai.train.loop import Step, prepare_cpu, train
 
 Pair = tuple[Example, Example]
@@ -44,7 +45,8 @@ def dpo(config: DPOConfig) -> Artifact:
         accuracy, margin = validate.latest
         say(f"held-out pairs: the chosen answer gained on the rejected one in {accuracy:.0%}")
         return work.finish(
-            {"pairs": len(pairs), "val_accuracy": accuracy, "val_margin": margin, "val_pairs": len(held_out)}, scratch=["checkpoints"]
+            {"pairs": len(pairs), "val_accuracy": accuracy, "val_margin": margin, "val_pairs": len(held_out)},
+            scratch=scratch(work.path, config.loop.keep_every),
         )
 
 

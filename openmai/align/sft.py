@@ -13,6 +13,7 @@ from openmai.model.checkpoint import KIND, load_model, save_model
 from openmai.model.loss import IGNORE, on_device_of, token_nats
 from openmai.model.transformer import Transformer
 from openmai.tokenizer.tokenizer import Tokenizer
+from openmai.train.checkpoints import scratch
 from openmai.train.loop import NextToken, Step, prepare_cpu, train
 
 
@@ -45,7 +46,7 @@ def sft(config: SFTConfig) -> Artifact:
         save_model(model, work.path, base.path / "tokenizer")
         metrics = {"conversations": len(examples), "val_loss": validate.latest, "val_loss_before": before}
         say(f"validation loss {metrics['val_loss']:.3f} (before {before:.3f})")
-        return work.finish(metrics, scratch=["checkpoints"])
+        return work.finish(metrics, scratch=scratch(work.path, config.loop.keep_every))
 
 
 class Validation:

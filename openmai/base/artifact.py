@@ -29,7 +29,7 @@ from openmai.base.errors import OpenmaiError
 from openmai.base.files import hash_file, hash_inputs, hash_value, read_json, write_json
 
 MANIFEST, WORK, LOCK = "manifest.json", ".work.json", ".lock"
-TIMED = "events.jsonl"  # holds times of day and durations, so it says nothing about what was made
+ASIDE = ("events.jsonl", "logs", "checkpoints")  # files and folders that say how it was made (with times of day), not what was made
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Artifact:
     """A finished artifact on disk.
 
     `key` identifies what was asked for (kind, version, config, inputs); `digest` what came out (names and
-    hashes of the files but the event log, whose times differ between runs that made the same).
+    hashes of the files but those of ASIDE, which differ between runs that made the same).
     """
 
     path: Path
@@ -132,7 +132,7 @@ class Work:
             path=self.path,
             kind=self.kind,
             key=self.key,
-            digest=hash_value([(name, facts["hash"]) for name, facts in files.items() if Path(name).name != TIMED]),
+            digest=hash_value([(name, facts["hash"]) for name, facts in files.items() if not set(ASIDE) & set(Path(name).parts)]),
             config=self.config,
             inputs=self.inputs,
             files=files,

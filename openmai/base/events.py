@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from openmai.base.files import atomic_file
 
 
 class Events:
@@ -13,17 +16,38 @@ class Events:
 
     def __init__(self, path: Path, keep_until_step: int | None = None) -> None:
         """Open `path` for appending; `keep_until_step` first drops records of later steps, as a resumed run writes them again."""
-        if keep_until_step is not None and path.exists():
-            kept = [record for record in read_events(path) if record.get("step", 0) <= keep_until_step]
-            path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        self.path = path
+        self.mirror: Callable[[str, dict[str, Any]], None] = lambda kind, values: None
+        "sees every record as well"
+        if keep_until_step is not None and path.is_file():
+            _drop_after(path, keep_until_step)
         self.file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one record."""
         self.file.write(json.dumps({"kind": kind, **values}) + "\n")
+        self.mirror(kind, values)
+
+    def go_back(self, step: int) -> None:
+        """Drop the records of steps after `step`, which will be written again."""
+        self.file.close()
+        if self.path.is_file():
+            _drop_after(self.path, step)
+        self.file = self.path.open("a", encoding="utf-8", buffering=1)
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        if self.path.is_file():
+            os.fsync(self.file.fileno())
 
     def close(self) -> None:
         self.file.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    kept = [record for record in read_events(path) if record.get("step", 0) <= step]
+    with atomic_file(path, "w") as file:
+        file.writelines(json.dumps(record) + "\n" for record in kept)
 
 
 def read_events(path: Path, kind: str | None = None) -> Iterator[dict[str, Any]]:

@@ -18,8 +18,10 @@ from torch.distributed.tensor import DTensor
 from openmai.base.artifact import Artifact, Remote, Work, create
 from openmai.base.config import Config
 from openmai.base.errors import OpenmaiError
+from openmai.parallel.rendezvous import fresh_store
 
-TIMEOUT = timedelta(minutes=10)
+TIMEOUT = timedelta(hours=1)
+"of a collective operation; longer than `loop.guards.hang_seconds`, for the watchdog says more about a hang than the operation that fails"
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,12 @@ class Processes:
         if size == 1:
             return cls()
         if not dist.is_initialized():
+            os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # operations that the flight recorder keeps
             if device == "cuda":
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+            store = fresh_store(TIMEOUT)
+            backend, rank = "nccl" if device == "cuda" else "gloo", int(os.environ["RANK"])
+            dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank if store else -1, world_size=size if store else -1)
         found = cls(dist.get_rank(), size)
         if found.rank:
             os.environ["OPENMAI_QUIET"] = "1"
@@ -59,6 +64,22 @@ class Processes:
         box = [value]
         dist.broadcast_object_list(box)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the `value` of each process, in their order."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """Return the `data` of each process, equally long, in their order."""
+        if self.size == 1:
+            return [data]
+        mine = torch.frombuffer(bytearray(data), dtype=torch.uint8).to("cuda" if dist.get_backend() == "nccl" else "cpu")
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine)
+        return [part.cpu().numpy().tobytes() for part in parts]
 
     def wait(self) -> None:
         """Wait until all processes have come here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -163,10 +164,10 @@ class Team:
         if not gradients:
             return torch.zeros((), dtype=torch.float64, device=device)
         norms = torch._foreach_norm([gradient.float() for _, gradient in gradients])
-        weights = torch.tensor([1 / self._copies(name) for name, _ in gradients], dtype=torch.float64, device=device)
+        weights = torch.tensor([1 / self.copies_of(name) for name, _ in gradients], dtype=torch.float64, device=device)
         return (torch.stack(norms).double().square() * weights).sum()
 
-    def _copies(self, name: str) -> int:
+    def copies_of(self, name: str) -> int:
         """Return how many processes hold the same share of a tensor's gradient."""
         part = self.parts.of(name)
         alike = self.layout.tp if part.axis == "tp" and part.dim is None else 1
@@ -180,7 +181,7 @@ class Team:
         """Return weights, buffers and moments by name, as parts of whole tensors that share memory with them: to be saved or read into."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         stored: dict[str, Tensor] = dict(model.named_parameters())
-        for part in model.parts() if isinstance(model, Pipeline) else [model]:
+        for part in parts_of(model):
             kept = part.state_dict().keys()
             stored |= {name: value for name, value in part.named_buffers() if name in kept}
         moments: dict[str, Tensor] = {}
@@ -259,10 +260,14 @@ def prepare_state(optimizers: list[torch.optim.Optimizer]) -> None:
             group["lr"] = rate
 
 
+def parts_of(model: nn.Module) -> Sequence[nn.Module]:
+    """Return what of a model is here: itself, or its stages of a pipeline, in which modules have the names of the whole model."""
+    return model.parts() if isinstance(model, Pipeline) else [model]
+
+
 def named_routers(model: Transformer) -> list[tuple[str, Router]]:
     """Return the routers that are here, in order, with their names in the whole model."""
-    parts = model.parts() if isinstance(model, Pipeline) else [model]
-    return [(name, module) for part in parts for name, module in part.named_modules() if isinstance(module, Router)]
+    return [(name, module) for part in parts_of(model) for name, module in part.named_modules() if isinstance(module, Router)]
 
 
 def _total(value: float, axis: Axis, device: str) -> float:

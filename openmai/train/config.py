@@ -46,10 +46,43 @@ class ScheduleConfig(Config):
     "last learning rate as a share of the peak"
 
 
+class GuardConfig(Config):
+    """What a long run does about spikes, numbers that are not finite, hangs and slow processes."""
+
+    not_in_key: ClassVar[tuple[str, ...]] = ("hang_seconds", "slow_every", "slow_factor")
+
+    window: int = Field(128, ge=4)
+    "steps whose losses and gradient norms say what is usual; judged once half of them are there"
+    sigmas: float | None = Field(6.0, gt=0)
+    "a step whose loss or gradient norm is this many standard deviations above their mean is left out; null: none is"
+    patience: int = Field(3, gt=0)
+    "after so many such steps in a row the run goes back to a checkpoint from before them, and their data are left out"
+    before: int = Field(0, ge=0)
+    "further batches, just before those, that are left out as well"
+    rollbacks: int = Field(2, ge=0)
+    "times that it goes back within `window` steps; then high figures are taken as usual, and not-a-numbers end the run"
+    hang_seconds: float = Field(1800.0, gt=0)
+    "with several processes: when nothing has moved for so long, stacks and collectives are dumped and the processes end with status 75"
+    slow_every: int = Field(100, gt=0)
+    "steps between comparisons of the processes' speed"
+    slow_factor: float = Field(1.5, gt=1)
+    "a process that takes this many times the median is reported"
+
+
 class LoopConfig(Config):
     """How long, how much at a time, and what is kept."""
 
-    not_in_key: ClassVar[tuple[str, ...]] = ("checkpoint_every", "keep")
+    not_in_key: ClassVar[tuple[str, ...]] = (
+        "checkpoint_every",
+        "keep",
+        "keep_every",
+        "background",
+        "speed_every",
+        "peak_flops",
+        "norms_every",
+        "profile",
+        "tensorboard",
+    )
 
     steps: int = Field(gt=0)
     "optimizer steps"
@@ -58,7 +91,11 @@ class LoopConfig(Config):
     checkpoint_every: int = Field(50, gt=0)
     "steps between checkpoints for resuming"
     keep: int = Field(2, gt=0)
-    "checkpoints kept"
+    "newest checkpoints kept"
+    keep_every: int = Field(0, ge=0)
+    "checkpoints of each multiple of so many steps are kept for good; 0: none"
+    background: bool = True
+    "write checkpoints while training goes on, from a copy of the state in the memory of the CPU"
     evaluate_every: int = Field(50, gt=0)
     "steps between validations"
     threads: int = Field(0, ge=0)
@@ -67,6 +104,23 @@ class LoopConfig(Config):
     "cpu or cuda"
     compile: bool = False
     "compile the blocks with torch.compile: faster steps after a first one that takes a minute or two; on a CPU it needs a C++ compiler"
+    guards: GuardConfig = GuardConfig()
+    speed_every: int = Field(10, gt=0)
+    "steps between records of speed, share of the peak, and memory"
+    peak_flops: float | None = Field(None, gt=0)
+    "FLOP/s of one process's device that utilisation is measured against; null: those of a large matrix product"
+    norms_every: int = Field(0, ge=0)
+    "steps between records of each block's gradient norm and activations; 0: none"
+    profile: tuple[int, int] | None = None
+    "first and last step to profile: a Chrome trace per process under logs/"
+    tensorboard: bool = False
+    "write all figures for TensorBoard as well, under logs/tensorboard/"
+
+    @model_validator(mode="after")
+    def _stretch(self) -> LoopConfig:
+        if self.profile and not 1 <= self.profile[0] <= self.profile[1]:
+            raise ValueError(f"profile={list(self.profile)}: give the first and the last step, counted from 1")
+        return self
 
 
 class PretrainConfig(Config):
@@ -118,6 +172,17 @@ class PretrainConfig(Config):
         return ModelConfig.model_validate(
             base | {"context": max(self.context, base.get("context", 0))} | self.model | {"vocab_size": vocab_size}
         )
+
+
+class ConsolidateConfig(Config):
+    """Make a model of a checkpoint for resuming."""
+
+    run: Path
+    "checkpoint folder (checkpoints/step-… of a run), or a run's folder: its newest good checkpoint"
+    tokenizer: Path
+    "tokenizer artifact the run was made with"
+    out: Path
+    "folder of the checkpoint artifact"
 
 
 def from_depth(depth: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from openmai.parallel.processes import Processes, create_together
 from openmai.parallel.team import Team
 from openmai.tokenizer.shards import Shard
 from openmai.tokenizer.tokenizer import Tokenizer
+from openmai.train.checkpoints import scratch
 from openmai.train.config import PretrainConfig
 from openmai.train.loader import Mixture, PretrainBatches
 from openmai.train.loop import NextToken, Step, prepare_cpu, train
@@ -73,7 +74,7 @@ def pretrain(config: PretrainConfig) -> Artifact:
         team.save(model, work.path, vocabulary.path)
         say(f"validation: {validate.latest:.4f} bits per byte (untrained {initial:.4f})")
         metrics = {"parameters": parameters, "tokens": tokens, "val_bpb": validate.latest, "untrained_val_bpb": initial}
-        sealed = work.finish(metrics, scratch=["checkpoints"])
+        sealed = work.finish(metrics, scratch=scratch(work.path, config.loop.keep_every))
         processes.wait()
         return sealed
 
