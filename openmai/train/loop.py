@@ -25,7 +25,7 @@ from openmai.parallel.team import Team
 from openmai.train.checkpoints import Checkpoints
 from openmai.train.config import LoopConfig, OptimizerConfig, ScheduleConfig
 from openmai.train.loader import Batch
-from openmai.train.optimizer import make_optimizers, schedule_factor, set_rates
+from openmai.train.optimizer import make_optimizers, set_rates
 
 
 class Objective(Protocol):
@@ -45,7 +45,7 @@ class NextToken:
         return int((micro["targets"] != IGNORE).sum())
 
     def loss(self, model: Transformer, micro: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, ahead = summed_nats(model, micro["ids"], micro["targets"])
+        loss, ahead = summed_nats(model, micro["ids"], micro["targets"], micro.get("documents"))
         return (loss, {}) if ahead is None else (loss + model.config.predict_loss * ahead, {"next_loss": loss, "ahead_loss": ahead})
 
 
@@ -95,8 +95,7 @@ def train(
     with Progress(label, loop.steps, "steps", start=start) as progress:
         for step in range(start, loop.steps):
             began = time.perf_counter()
-            factor = schedule_factor(schedule, step, loop.steps)
-            set_rates(optimizers, factor)
+            factor = set_rates(optimizers, schedule, step, loop.steps)
             figures = _optimize(model, batches(step), objective, optimizers, optimizer.clip, f"{label}, step {step}", team)
             seconds = time.perf_counter() - began
             events.write("train", step=step + 1, lr=factor, seconds=seconds, **figures)
