@@ -287,7 +287,7 @@ def test_a_ramp_trains_on_the_tokens_of_the_law():
 
 def test_the_speed_family_has_nanochats_features_and_needs_a_depth():
     shape = config(depth=4, family="speed").architecture(64)
-    assert (shape.ffn_width, shape.activation, shape.value_embeddings, shape.logit_softcap) == (1024, "relu2", True, 15.0)
+    assert (shape.ffn_width, shape.activation, shape.value_embeddings, shape.smear) == (1024, "relu2", True, True)
     with pytest.raises(OpenmaiError, match="family needs depth"):
         validate(PretrainConfig, {"shards": "s", "tokenizer": "t", "out": "o", "preset": "mai-1", "family": "speed"}, "test")
     assert LoopConfig().steps == 0

@@ -206,7 +206,8 @@ def from_depth(depth: int, family: str = "qwen3") -> dict[str, Any]:
     """Give the shape of a dense model of `depth` layers.
 
     Width 64 per layer and heads of width 64 are nanochat's dial. The feed-forward of qwen3 is the 8/3 of SwiGLU (arXiv:2002.05202), rounded
-    to 64; with QK norm, RoPE and RMSNorm every engine can run the result. The features of speed are nanochat's (gpt.py).
+    to 64; with QK norm, RoPE and RMSNorm every engine can run the result. The features of speed are nanochat's (gpt.py)
+    but for its soft cap, which takes a tenth of a small step on a CPU.
     """
     width = 64 * depth
     shape = {"num_layers": depth, "width": width, "num_heads": depth, "qk_norm": True, "rope_theta": 100_000.0}
@@ -220,7 +221,6 @@ def from_depth(depth: int, family: str = "qwen3") -> dict[str, Any]:
         "qk_norm_place": "after",
         "attention_scale": 1.2 * 1.2 / 8,
         "embedding_norm": True,
-        "logit_softcap": 15.0,
         "value_embeddings": True,
         "residual_scalars": True,
         "smear": True,

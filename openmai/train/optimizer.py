@@ -81,9 +81,9 @@ def orthogonalize_all(updates: list[Tensor], steps: int = 5, method: str = "newt
     for index, update in enumerate(updates):
         by_shape[update.shape[-2:]].append(index)
     results = list(updates)
-    for shape, indices in by_shape.items():
-        parts = [updates[index].reshape(-1, *shape) for index in indices]
-        stack = orthogonalize(torch.cat(parts), steps, method) * scale(*shape, rms)
+    for (rows, columns), indices in by_shape.items():
+        parts = [updates[index].reshape(-1, rows, columns) for index in indices]
+        stack = orthogonalize(torch.cat(parts), steps, method) * scale(rows, columns, rms)
         for index, part in zip(indices, stack.split([len(part) for part in parts]), strict=True):
             results[index] = part.view_as(updates[index])
     return results
