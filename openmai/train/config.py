@@ -165,7 +165,7 @@ class PretrainConfig(Config):
     micro_rows: int | None = Field(None, gt=0)
     "sequences per forward pass; null: some 8,192 tokens"
     law: Literal["nanochat", "olmo", "none"] = "nanochat"
-    "where what is not given comes from: nanochat's scaling of Muon, OLMo's of AdamW; none: defaults, and nanochat's horizon and batch"
+    "where what is not given comes from: nanochat's scaling of Muon, OLMo's of AdamW; none: rates and schedule are the defaults"
     tokens_per_parameter: float | None = Field(None, gt=0)
     "horizon of a run without loop.steps, per parameter that a token is multiplied with; null: the law's, 12 (nanochat) or 20 (OLMo)"
     packing: Literal["none", "best-fit"] = "best-fit"

@@ -115,7 +115,8 @@ def turn(config: PretrainConfig, vocab_size: int, processes: int = 1) -> tuple[P
     model = config.architecture(vocab_size)
     batch = config.batch_rows * config.context if config.batch_rows else None
     given = config.loop.steps * batch if config.loop.steps and batch else None
-    if config.optimizer.name == "muon" and config.law == "nanochat":
+    name = "nanochat" if config.optimizer.name == "muon" and config.law != "olmo" else "olmo"
+    if name == "nanochat":
         law = nanochat(model, config.family, config.tokens_per_parameter, batch, given)
     else:
         law = olmo(model, config.optimizer.name, config.tokens_per_parameter, batch, given)
@@ -126,9 +127,9 @@ def turn(config: PretrainConfig, vocab_size: int, processes: int = 1) -> tuple[P
     ramp = config.schedule
     mean = 1 - ramp.ramp * (1 - sum(ramp.batch_ramp) / len(ramp.batch_ramp)) if ramp.batch_ramp else 1.0
     steps = config.loop.steps or max(1, round(law.tokens / (rows * config.context * mean)))
-    parts = {"optimizer": law.optimizer, "schedule": law.schedule} if config.law != "none" else {"optimizer": {}, "schedule": {}}
-    optimizer = OptimizerConfig.model_validate(merge(parts["optimizer"], _set(config.optimizer)))
-    schedule = ScheduleConfig.model_validate(merge(parts["schedule"], _set(config.schedule)))
+    rates, shape = (law.optimizer, law.schedule) if config.law != "none" else ({}, {})
+    optimizer = OptimizerConfig.model_validate(merge(rates, _set(config.optimizer)))
+    schedule = ScheduleConfig.model_validate(merge(shape, _set(config.schedule)))
     chosen = config.model_copy(
         update={
             "batch_rows": rows,
@@ -138,9 +139,10 @@ def turn(config: PretrainConfig, vocab_size: int, processes: int = 1) -> tuple[P
             "schedule": schedule,
         }
     )
+    used = name if config.law != "none" else "none"
     return chosen, (
-        f"dial ({config.law}): {model.num_layers} layers x {model.width}, {steps:,} steps of {rows} x {config.context} tokens, rates "
-        f"{optimizer.lr:.3g} (matrices), {optimizer.embedding_lr:.3g} (embeddings), {optimizer.head_lr:.3g} (head), "
+        f"dial ({used}): {model.num_layers} layers x {model.width}, {steps:,} steps of {rows} x {config.context} tokens, "
+        f"rates {optimizer.lr:.3g} (matrices), {optimizer.embedding_lr:.3g} (embeddings), {optimizer.head_lr:.3g} (head), "
         f"decay {optimizer.weight_decay:.3g}"
     )
 
