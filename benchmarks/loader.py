@@ -1,7 +1,7 @@
 """python benchmarks/loader.py --shards DIR [--context 512 2048] [--nanochat DIR] [--train SECONDS]
 
 Tokens per second that the pretraining loader delivers from disk, for windows and for best-fit packing, beside those that a trainer on
-this machine takes; padding, documents cut, and whether memory stays constant over several epochs.
+this machine takes; padding, short pieces cut, and whether memory stays constant over several epochs.
 
 DIR is a shards artifact (`openmai tokenizer encode`, or the shards step of any recipe). Figures are per CPU second of one thread. With
 --nanochat its loader is fed the same documents, tokenized beforehand, so that neither side tokenizes. With --train a model of depth 3, the
@@ -30,7 +30,7 @@ from openmai.train.config import LoopConfig, OptimizerConfig, PretrainConfig, Sc
 from openmai.train.loader import Mixture, PretrainBatches
 from openmai.train.loop import NextToken, Step, prepare_cpu, train
 
-ROWS, SECONDS = 16, 10.0
+ROWS, SECONDS = 16, 3.0
 
 
 def memory() -> int:
@@ -40,7 +40,7 @@ def memory() -> int:
 
 
 def rate(context: int, next_batch: Callable[[int], Any], least: int) -> tuple[float, int]:
-    """Return tokens per CPU second over SECONDS, but at least `least` batches, and how much memory grew after the first tenth."""
+    """Return tokens per CPU second over at least SECONDS and `least` batches, and how much memory grew after the first tenth."""
     began, step, early = time.process_time(), 0, 0
     while step < least or time.process_time() - began < SECONDS:
         next_batch(step)
@@ -134,7 +134,7 @@ def main() -> None:
 
 
 def waste(mixture: Mixture, counts: dict[str, dict[str, int]]) -> tuple[str, str]:
-    """Return the share of positions of an epoch that are padding, and the share of documents short enough for a row that are cut."""
+    """Return the shares of an epoch's positions that are padding, and of short pieces (also ends of long documents) that are cut."""
     size = sum(mixture._size(source) for source in range(len(mixture.names)))
     if not mixture.packers:
         return "0.00%", ""
@@ -142,7 +142,7 @@ def waste(mixture: Mixture, counts: dict[str, dict[str, int]]) -> tuple[str, str
     cut = short = 0
     for packer in mixture.packers:
         lengths = np.diff(np.append(packer.begins // packer.unit, packer.tokens))
-        short += int((lengths <= mixture.context).sum())
+        short += int((lengths % mixture.context > 0).sum())
         pieces = sum(len(packer.row(0, place)) for place in range(packer.rows))
         cut += pieces - int((-(-lengths // mixture.context)).sum())
     return f"{1 - used / (size * mixture.context):.2%}", f"{cut / max(short, 1):.1%}"

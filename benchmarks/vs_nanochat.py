@@ -42,8 +42,38 @@ from openmai.train.loader import Mixture, PretrainBatches
 from openmai.train.loop import NextToken, prepare_cpu, train
 
 CONTEXT = 512
-OURS: dict[str, Any] = {}
-THEIRS = {"depth": 4, "rows": 4, "head": 64, "lr": 1.0, "loader": "stream", "compile": True}
+OURS: dict[str, Any] = {
+    "depth": 3,
+    "family": "speed",
+    "batch_rows": 1,
+    "micro_rows": 1,
+    "law": "none",
+    "packing": "none",
+    "document_masks": False,
+    "optimizer": {
+        "lr": 0.005,
+        "orthogonalize": "polar-express",
+        "per_head": True,
+        "normuon": 0.9,
+        "cautious": True,
+        "weight_decay": 0.1,
+        "clip": None,
+        "embedding_lr": 0.13,
+        "head_lr": 0.0035,
+        "other_lr": 0.005,
+        "groups": {
+            "embedding": {"betas": [0.8, 0.995], "weight_decay": 0.001},
+            "value_embedding": {"lr": 0.065, "betas": [0.8, 0.995], "weight_decay": 0.01},
+            "head": {"betas": [0.8, 0.96], "weight_decay": 0.01},
+            "embedding_scale": {"lr": 0.1, "betas": [0.96, 0.95]},
+            "stream_scale": {"lr": 0.001, "weight_decay": 0.05},
+            "scalar": {"lr": 0.2},
+        },
+    },
+    "schedule": {"warmup": 40, "decay": 0.65, "final": 0.0, "momentum_first": 0.85, "momentum_warmup": 300, "decay_fades": True},
+    "loop": {"compile": True},
+}
+THEIRS = {"depth": 3, "rows": 1, "head": 64, "lr": 7.0, "loader": "stream", "compile": True}
 
 
 class Text:
