@@ -75,8 +75,10 @@ def launch(processes: int, work: Callable[[], None], store: Path) -> int:
             os._exit(0)
         children.append(pid)
     failed = 0
-    for _ in children:
+    while children:
         pid, status = os.wait()
+        if pid not in children:
+            continue
         children.remove(pid)
         if status and not failed:  # the others wait for the one that failed
             failed += 1

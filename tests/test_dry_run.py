@@ -31,6 +31,7 @@ def config(out: Path, layout: dict, model: dict, processes: int = 4) -> DryRunCo
             "context": 64,
             "batch_rows": 8,
             "micro_rows": 1,
+            "law": "none",
             "vocab_size": 128,
             "processes": processes,
             "layout": layout,

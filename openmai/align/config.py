@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openmai.base.config import Config
 from openmai.train.config import LoopConfig, OptimizerConfig, ScheduleConfig
@@ -28,6 +28,14 @@ class AlignConfig(Config):
     "conversations or pairs per forward pass"
     loop: LoopConfig
     schedule: ScheduleConfig = ScheduleConfig(warmup=5, decay=0.8, final=0.0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> AlignConfig:
+        if not self.loop.steps:
+            raise ValueError("loop.steps: required, but not given")
+        if self.schedule.batch_ramp:
+            raise ValueError("schedule.batch_ramp is for pretraining; give batch_rows")
+        return self
 
 
 class SFTConfig(AlignConfig):

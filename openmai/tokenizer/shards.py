@@ -55,12 +55,17 @@ def write_index(prefix: Path, lengths: Callable[[], Iterator[NDArray[np.int32]]]
 
 
 class Shard:
-    """A memory-mapped shard: `tokens` is the concatenation of all documents, `lengths` (documents,) their sizes."""
+    """A memory-mapped shard: `tokens` is the concatenation of all documents, `lengths` (documents,) their sizes.
+
+    `begins` (documents,) are the bytes before each. The index is mapped as well: that of a billion documents is not held in memory.
+    """
 
     def __init__(self, prefix: Path) -> None:
         index = prefix.with_suffix(".idx")
         try:
-            data = index.read_bytes()
+            size = index.stat().st_size
+            with index.open("rb") as file:
+                data = file.read(len(MAGIC) + struct.calcsize("<QBQQ"))
         except FileNotFoundError:
             raise OpenmaiError(f"{index}: no such file; expected a token shard") from None
         head = len(MAGIC) + struct.calcsize("<QBQQ")
@@ -68,7 +73,10 @@ class Shard:
             raise OpenmaiError(f"{index}: not a token shard index")
         _, code, count, _ = struct.unpack("<QBQQ", data[len(MAGIC) : head])
         dtype = np.dtype(CODES[code])
-        self.lengths = np.frombuffer(data, np.int32, count, head)
+        if size < head + 12 * count:
+            raise OpenmaiError(f"{index}: {size} bytes, too few for its {count} documents: damaged; encode again")
+        kinds: list[tuple[type[np.generic], int]] = [(np.int32, head), (np.int64, head + 4 * count)]
+        self.lengths, self.begins = (np.memmap(index, kind, "r", at, count) if count else np.zeros(0, kind) for kind, at in kinds)
         binary = prefix.with_suffix(".bin")
         expected = int(self.lengths.sum()) * dtype.itemsize
         if binary.stat().st_size != expected:

@@ -33,6 +33,7 @@ from openmai.parallel.pipeline import Pipeline
 from openmai.parallel.processes import Processes
 from openmai.parallel.team import Team, local
 from openmai.train.config import DryRunConfig
+from openmai.train.dial import turn
 from openmai.train.optimizer import make_optimizers
 
 KINDS = {
@@ -120,12 +121,16 @@ def pretend(processes: int, rank: int) -> Iterator[None]:
 def dry_run(config: DryRunConfig) -> None:
     """Print what one process of the configured run holds and sends in one optimizer step; write it to `config.out`, if that is given."""
     began = time.perf_counter()
-    layout = config.layout.resolve(config.processes, config.batch_rows, config.micro_rows)
+    chosen, _ = turn(config, config.vocab_size, config.processes)
+    assert chosen.batch_rows
+    assert chosen.micro_rows
+    layout = config.layout.resolve(config.processes, chosen.batch_rows, chosen.micro_rows)
     if not 0 <= config.rank < config.processes:
         raise OpenmaiError(f"rank={config.rank}: there are processes 0 to {config.processes - 1}")
     architecture = config.architecture(config.vocab_size)
     layout.check_model(architecture, config.context)
-    micro_batches = config.batch_rows // (layout.data * config.micro_rows)
+    config = config.model_copy(update={name: getattr(chosen, name) for name in ("batch_rows", "micro_rows", "optimizer")})
+    micro_batches = chosen.batch_rows // (layout.data * chosen.micro_rows)
     with pretend(config.processes, config.rank):
         team = Team(Processes(config.rank, config.processes), layout, "cpu", architecture.tied_embeddings)
         found = _symbolic(config, team, architecture, micro_batches)
@@ -143,7 +148,7 @@ def _symbolic(config: DryRunConfig, team: Team, architecture: ModelConfig, micro
     say(
         f"{parameters / 1e9:,.1f}B parameters on {config.processes:,} processes ({_named(team.layout)}); process {config.rank:,}, "
         f"{micro_batches} micro-batches of {config.micro_rows} x {config.context:,} tokens, "
-        f"{config.batch_rows * config.context / 1e6:,.1f}M per step"
+        f"{micro_batches * config.micro_rows * team.layout.data * config.context / 1e6:,.1f}M per step"
     )
     model = team.take(model, bf16=config.bf16)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -163,6 +168,7 @@ def _symbolic(config: DryRunConfig, team: Team, architecture: ModelConfig, micro
 
 def one_step(model: Any, team: Team, optimizers: list[torch.optim.Optimizer], config: DryRunConfig, count: int, counted: Counted) -> dict:
     """Do one optimizer step; return bytes by what they are for, and the collectives."""
+    assert config.micro_rows
     weights = sum(_bytes(local(parameter)) for parameter in model.parameters())
     batch = []
     for _ in range(count):

@@ -1,12 +1,14 @@
-"""The pretraining loader: which window of which source is row r of step s, as a pure function of seed and position.
+"""The pretraining loader: which tokens of which source are row r of step s, as a pure function of seed and position.
 
-Nothing is read ahead and nothing remembered, so resuming needs only the step, for any number of processes.
+Nothing depends on what was read before, so resuming needs only the step, for any number of processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,31 +16,16 @@ from torch import Tensor
 
 from openmai.base.artifact import Artifact
 from openmai.base.errors import OpenmaiError
+from openmai.model.loss import IGNORE
 from openmai.tokenizer.shards import Shard
 from openmai.train.mixture import MixtureFile
+from openmai.train.packing import Packer
+from openmai.train.shuffle import shuffle
+
+Packing = Literal["none", "best-fit"]
 
 Batch = list[dict[str, Tensor]]
 "micro-batches of one optimizer step"
-
-
-def shuffle(index: np.ndarray, size: int, key: int, rounds: int = 4) -> np.ndarray:
-    """Map `index` (values below `size`) through a pseudo-random permutation of range(size), without storing it.
-
-    A Feistel network over the next even number of bits, repeated until the value falls inside (Black & Rogaway 2002, cycle walking).
-    """
-    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << half) - 1)
-    keys = np.random.SeedSequence(key).generate_state(rounds, np.uint64)
-    value = index.astype(np.uint64)
-    pending = np.ones(len(value), dtype=bool)
-    while pending.any():
-        left, right = value[pending] >> np.uint64(half), value[pending] & mask
-        for round_key in keys:
-            mixed = (right ^ round_key) * np.uint64(0x9E3779B97F4A7C15)
-            left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(29))) >> np.uint64(7) & mask)
-        value[pending] = left << np.uint64(half) | right
-        pending = value >= size
-    return value.astype(np.int64)
 
 
 def allot(weights: np.ndarray, start: int, count: int) -> list[tuple[int, int]]:
@@ -79,7 +66,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Token streams with weights, or with phases that have weights of their own; after the last phase its weights go on."""
+    """Token streams with weights, or with phases that have weights of their own; after the last phase its weights go on.
+
+    A sample is `context` tokens and the targets after them. Without `packers` it is a window of the stream, else a packed row.
+    """
 
     names: list[str]
     streams: list[np.ndarray]
@@ -87,38 +77,58 @@ class Mixture:
     context: int
     seed: int
     phases: tuple[Phase, ...] = ()
+    packers: tuple[Packer, ...] = ()
+    masks: bool = False
+    "number the documents of each sample, so that no token sees another's"
 
     @classmethod
-    def open(cls, shards: Artifact, context: int, upsample: dict[str, float], seed: int) -> Mixture:
+    def open(
+        cls, shards: Artifact, context: int, upsample: dict[str, float], seed: int, packing: Packing = "none", masks: bool = False
+    ) -> Mixture:
         """Memory-map the training split; a source's weight is its size times its `upsample` factor."""
         counts = shards.metrics["splits"]["train"]
         unknown = set(upsample) - set(counts)
         if unknown:
             raise OpenmaiError(f"upsample.{min(unknown)}: no such source in {shards.path}; its sources: {', '.join(counts)}")
-        names = [name for name in counts if counts[name]["tokens"] > context]
+        least = context if packing == "none" else 0
+        names = [name for name in counts if counts[name]["tokens"] > least]
         if not names:
-            raise OpenmaiError(f"{shards.path}: no source has more than context={context} training tokens; add data or lower the context")
-        streams = [Shard(shards.path / f"train-{name}").tokens for name in names]
-        weights = np.array([counts[name]["tokens"] * upsample.get(name, 1.0) for name in names])
-        return cls(names, streams, weights, context, seed)
+            raise OpenmaiError(f"{shards.path}: no source has more than {least} training tokens; add data or lower the context")
+        found = cls._of(shards, names, context, seed, packing, masks, weights=np.ones(len(names)))
+        sizes = [found._size(source) if found.packers else counts[name]["tokens"] for source, name in enumerate(names)]
+        factors = [upsample.get(name, 1.0) for name in names]
+        return replace(found, weights=np.array(sizes) * np.array(factors))
 
     @classmethod
-    def open_phases(cls, shards: Artifact, context: int, recipe: MixtureFile, samples: int, seed: int) -> Mixture:
+    def open_phases(
+        cls, shards: Artifact, context: int, recipe: MixtureFile, samples: int, seed: int, packing: Packing = "none", masks: bool = False
+    ) -> Mixture:
         """Memory-map the sources of a mixture.json; its phases divide the `samples` of the whole training.
 
         Raises OpenmaiError for sources that the shards lack, and for more epochs than the mixture allows.
         """
-        names = recipe.sources_in(shards.metrics["splits"]["train"], context, shards.path)
-        streams = [Shard(shards.path / f"train-{name}").tokens for name in names]
+        least = context if packing == "none" else 0
+        names = recipe.sources_in(shards.metrics["splits"]["train"], least, shards.path)
         ends = [round(samples * end) for end in recipe.ends()]
         phases = tuple(
             Phase(name, end - begin, np.array([weights.get(source, 0.0) for source in names]))
             for (name, weights), begin, end in zip(recipe.phases(), [0, *ends], ends, strict=False)
             if end > begin
         )
-        mixture = cls(names, streams, phases[0].weights, context, seed, phases)
+        mixture = cls._of(shards, names, context, seed, packing, masks, weights=phases[0].weights, phases=phases)
         recipe.check_epochs(dict(zip(names, mixture.epochs(samples), strict=True)))
         return mixture
+
+    @classmethod
+    def _of(cls, shards: Artifact, names: list[str], context: int, seed: int, packing: Packing, masks: bool, **fields: Any) -> Mixture:
+        files = [Shard(shards.path / f"train-{name}") for name in names]
+        streams, packers = [file.tokens for file in files], []
+        if packing == "best-fit":
+            keys = [seed * 1_000_003 + source for source in range(len(files))]
+            packers = [
+                Packer(file.begins, len(file.tokens), context, key, file.tokens.itemsize) for file, key in zip(files, keys, strict=True)
+            ]
+        return cls(names, streams, context=context, seed=seed, packers=tuple(packers), masks=masks, **fields)
 
     def epochs(self, samples: int) -> list[float]:
         """Return how often a training of `samples` samples sees each source."""
@@ -126,6 +136,34 @@ class Mixture:
         for phase, begin, end in self._stretches(0, samples):
             used += drawn(phase.weights, end) - drawn(phase.weights, begin)
         return [count / self._size(source) for source, count in enumerate(used.tolist())]
+
+    def samples(self, start: int, count: int) -> dict[str, np.ndarray]:
+        """Return samples start … start+count-1: ids and targets (count, context), and documents with `masks`.
+
+        Every token of a source is a target once in an epoch, its document's first one after the end-of-text before it. What pads a packed
+        row has targets of -100 and a number of its own.
+        """
+        if not self.packers:
+            windows = self.windows(start, count)
+            found = {"ids": windows[:, :-1], "targets": windows[:, 1:]}
+            if self.masks:
+                found["documents"] = (found["ids"] == self.streams[0][-1]).cumsum(axis=1)
+            return found
+        end = int(self.streams[0][-1])
+        ids, targets = np.full((2, count, self.context), end, dtype=np.int64)
+        documents = np.zeros((count, self.context), dtype=np.int64)
+        for row, (source, number) in enumerate(self.allotted(start, count)):
+            stream, at = self.streams[source], 0
+            pieces = self.packers[source].row(*divmod(number, self._size(source)))
+            for document, (first, size) in enumerate(pieces, start=1):
+                targets[row, at : at + size] = stream[first : first + size]
+                ids[row, at + 1 : at + size] = targets[row, at : at + size - 1]
+                if first:  # else the end-of-text before the first document, which is there already
+                    ids[row, at] = stream[first - 1]
+                documents[row, at : at + size] = document
+                at += size
+            targets[row, at:] = IGNORE
+        return {"ids": ids, "targets": targets} | ({"documents": documents} if self.masks else {})
 
     def windows(self, start: int, count: int) -> np.ndarray:
         """Return samples start … start+count-1, each context + 1 tokens: (count, context + 1)."""
@@ -167,8 +205,8 @@ class Mixture:
         return counts
 
     def _size(self, source: int) -> int:
-        """Return the number of windows of a source."""
-        return (len(self.streams[source]) - 1) // self.context
+        """Return the number of samples of a source in one epoch."""
+        return self.packers[source].rows if self.packers else (len(self.streams[source]) - 1) // self.context
 
 
 @dataclass(frozen=True)
@@ -181,9 +219,41 @@ class PretrainBatches:
     rank: int = 0
     size: int = 1
     "of `size` processes, number `rank` takes its equal share of each batch; the samples of a step are the same for any number"
+    ramp: tuple[tuple[int, int], ...] = ()
+    "(steps, rows) of smaller batches before those of `rows`"
 
     def __call__(self, step: int) -> Batch:
-        """Return this process's micro-batches of optimizer step `step`: ids and targets, each (micro_rows, context)."""
-        share = self.rows // self.size
-        windows = torch.from_numpy(self.mixture.windows(step * self.rows + self.rank * share, share))
-        return [{"ids": part[:, :-1], "targets": part[:, 1:]} for part in windows.split(self.micro_rows)]
+        """Return this process's micro-batches of optimizer step `step`: ids, targets and perhaps documents, each (micro_rows, context)."""
+        start, rows = batch_span(self.ramp, self.rows, step)
+        share = rows // self.size
+        found = self.mixture.samples(start + self.rank * share, share)
+        parts = {name: torch.from_numpy(values).split(self.micro_rows) for name, values in found.items()}
+        return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
+
+
+def batch_span(ramp: tuple[tuple[int, int], ...], rows: int, step: int) -> tuple[int, int]:
+    """Return the first sample of `step`, and how many it has, when batches of `rows` follow a ramp of (steps, rows)."""
+    before = 0
+    for steps, fewer in ramp:
+        if step < steps:
+            return before + step * fewer, fewer
+        before, step = before + steps * fewer, step - steps
+    return before + step * rows, rows
+
+
+class Ahead:
+    """Makes the batch after the one that is asked for in a thread, while the model works."""
+
+    def __init__(self, batches: Callable[[int], Batch]) -> None:
+        self.batches = batches
+        self.pool = ThreadPoolExecutor(1, "loader")
+        self.coming: tuple[int, Future[Batch]] | None = None
+
+    def __call__(self, step: int) -> Batch:
+        """Return the batch of `step`."""
+        number, coming = self.coming or (None, None)
+        batch = coming.result() if coming else []  # one at a time: a loader keeps what it packed
+        if number != step:
+            batch = self.batches(step)
+        self.coming = step + 1, self.pool.submit(self.batches, step + 1)
+        return batch

@@ -26,7 +26,7 @@ from openmai.train.checkpoints import FOLDER, Checkpoints, Saved
 from openmai.train.config import LoopConfig, OptimizerConfig, ScheduleConfig
 from openmai.train.guards import Guards, Stop, find_non_finite
 from openmai.train.loader import Batch
-from openmai.train.optimizer import make_optimizers, schedule_factor, set_rates
+from openmai.train.optimizer import make_optimizers, set_rates
 from openmai.train.sight import Sight
 from openmai.train.stream import TokenStream
 from openmai.train.tensorboard import TensorBoard
@@ -50,7 +50,7 @@ class NextToken:
         return int((micro["targets"] != IGNORE).sum())
 
     def loss(self, model: Transformer, micro: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, ahead = summed_nats(model, micro["ids"], micro["targets"])
+        loss, ahead = summed_nats(model, micro["ids"], micro["targets"], micro.get("documents"))
         return (loss, {}) if ahead is None else (loss + model.config.predict_loss * ahead, {"next_loss": loss, "ahead_loss": ahead})
 
 
@@ -158,8 +158,7 @@ class _Run:
         batch = self.batches(self.guards.position(self.step))
         self.sight.loaded(time.perf_counter() - began)
         self.watchdog.beat(number, "computing gradients")
-        factor = schedule_factor(self.schedule, self.step, self.loop.steps)
-        set_rates(self.optimizers, factor)
+        factor = set_rates(self.optimizers, self.schedule, self.step, self.loop.steps)
         stream = self.stream.add(batch)
         figures, reason = self._learn(number, batch)
         self.watchdog.beat(number, "agreeing on what to do next")

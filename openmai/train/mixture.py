@@ -46,18 +46,17 @@ class MixtureFile:
         shares = [phase["share"] for phase in self.values["phases"]]
         return [*(end / sum(shares) for end in accumulate(shares[:-1])), 1.0]
 
-    def sources_in(self, counts: dict[str, dict[str, int]], context: int, shards: Path) -> list[str]:
-        """Return the sources with a weight, in the shards' order; raise OpenmaiError for one that is missing or too small there."""
+    def sources_in(self, counts: dict[str, dict[str, int]], least: int, shards: Path) -> list[str]:
+        """Return the sources with a weight, in the shards' order; raise OpenmaiError for one that is missing or has `least` tokens."""
         wanted = {name for _, weights in self.phases() for name, weight in weights.items() if weight > 0}
         for name in sorted(wanted - set(counts)):
             close = difflib.get_close_matches(name, counts, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"its sources: {', '.join(counts)}"
             raise OpenmaiError(f"{self.path}: source '{name}' is not in {shards}; {hint} Encode the documents of the mixture")
         for name in sorted(wanted):
-            if counts[name]["tokens"] <= context:
-                raise OpenmaiError(
-                    f"{shards}: source '{name}' has {counts[name]['tokens']} training tokens, context is {context}; lower it"
-                )
+            if counts[name]["tokens"] <= least:
+                remedy = f"context is {least}; lower it" if least else "give it no weight"
+                raise OpenmaiError(f"{shards}: source '{name}' has {counts[name]['tokens']} training tokens, {remedy}")
         unused = [name for name in counts if name not in wanted]
         if unused:
             say(f"mixture: not used: {', '.join(unused)}")

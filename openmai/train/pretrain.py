@@ -19,7 +19,8 @@ from openmai.tokenizer.shards import Shard
 from openmai.tokenizer.tokenizer import Tokenizer
 from openmai.train.checkpoints import scratch
 from openmai.train.config import PretrainConfig
-from openmai.train.loader import Mixture, PretrainBatches
+from openmai.train.dial import turn
+from openmai.train.loader import Ahead, Mixture, PretrainBatches, batch_span
 from openmai.train.loop import NextToken, Step, prepare_cpu, train
 from openmai.train.mixture import MixtureFile
 
@@ -31,7 +32,12 @@ def pretrain(config: PretrainConfig) -> Artifact:
     recipe = MixtureFile.read(config.mixture) if config.mixture else None
     inputs: list[Artifact | Path] = [shards, vocabulary, *([recipe.path] if recipe else [])]
     processes = Processes.start(config.loop.device)
-    layout = config.layout.resolve(processes.size, config.batch_rows, config.micro_rows)
+    chosen, said = turn(config, shards.metrics["vocab_size"], processes.size)
+    assert chosen.batch_rows
+    assert chosen.micro_rows
+    ramp = chosen.schedule.ramp_of(chosen.batch_rows, chosen.loop.steps)
+    for rows in [rows for _, rows in ramp] + [chosen.batch_rows]:
+        layout = config.layout.resolve(processes.size, rows, chosen.micro_rows)
     architecture = config.architecture(shards.metrics["vocab_size"])
     layout.check_model(architecture, config.context)
     with create_together(processes, config.out, kind=KIND, version=1, config=config, inputs=inputs) as work:
@@ -47,12 +53,14 @@ def pretrain(config: PretrainConfig) -> Artifact:
         team = Team(processes, layout, config.loop.device, architecture.tied_embeddings)
         model = team.take(model)
         team.initialize(model, config.loop.seed, config.loop.device)
-        samples = config.loop.steps * config.batch_rows
+        samples = batch_span(ramp, chosen.batch_rows, chosen.loop.steps)[0]
+        how = config.packing, config.document_masks
         if recipe:
-            mixture = Mixture.open_phases(shards, config.context, recipe, samples, config.loop.seed)
+            mixture = Mixture.open_phases(shards, config.context, recipe, samples, config.loop.seed, *how)
             recipe.show(mixture.names, mixture.epochs(samples))
         else:
-            mixture = Mixture.open(shards, config.context, config.upsample, config.loop.seed)
+            mixture = Mixture.open(shards, config.context, config.upsample, config.loop.seed, *how)
+        say(said)
         tokens = samples * config.context
         epochs = tokens / sum(map(len, mixture.streams))
         say(f"model: {parameters:,} parameters; {tokens:,} tokens, {epochs:.2f} epochs of the data")
@@ -61,12 +69,12 @@ def pretrain(config: PretrainConfig) -> Artifact:
         train(
             "pretrain",
             model,
-            PretrainBatches(mixture, config.batch_rows, config.micro_rows, team.data_rank, layout.data),
+            Ahead(PretrainBatches(mixture, chosen.batch_rows, chosen.micro_rows, team.data_rank, layout.data, ramp)),
             NextToken(),
             work.path,
-            config.loop,
-            config.optimizer,
-            config.schedule,
+            chosen.loop,
+            chosen.optimizer,
+            chosen.schedule,
             [validate],
             work.tick,
             team,
