@@ -17,12 +17,13 @@ from conftest import randomize
 
 from openmai.base.errors import OpenmaiError
 from openmai.infer.chat import chat, fit
-from openmai.infer.config import ChatConfig, Sampling
-from openmai.infer.engine import ContextLengthError, Engine
+from openmai.infer.config import ChatConfig, EngineConfig, Sampling
+from openmai.infer.engine import Engine
+from openmai.infer.request import ContextLengthError
 from openmai.infer.load import load_assistant
 from openmai.infer.sampling import Sampler, keep_probable
 from openmai.infer.score import score
-from openmai.infer.text import TextStream, token_bytes
+from openmai.infer.text import TextStream
 from openmai.model.config import MLAConfig, ModelConfig, MoEConfig
 from openmai.model.transformer import Transformer
 from openmai.tokenizer.tokenizer import Tokenizer
@@ -57,10 +58,10 @@ def models() -> dict[str, Transformer]:
 @torch.inference_mode()
 def plain(model: Transformer, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling) -> tuple[list[int], str]:
     """Generate without cache, batch or incremental text."""
-    ids, sampler = list(prompt), Sampler(sampling)
+    ids, sampler = list(prompt), Sampler(sampling, prompt)
     ends = (tokenizer.end_of_turn, tokenizer.end_of_text)
     while len(ids) < model.config.context and len(ids) - len(prompt) < sampling.max_tokens:
-        ids.append(sampler.draw(model(torch.tensor([ids]))[0, -1, : tokenizer.vocab_size]))
+        ids.append(sampler.draw(model(torch.tensor([ids]))[0, -1, : tokenizer.vocab_size].numpy()))
         if ids[-1] in ends:
             return ids[len(prompt) :], "stop"
     return ids[len(prompt) :], "length"
@@ -88,7 +89,7 @@ def requests(seed: int, count: int, vocab_size: int) -> list[tuple[list[int], Sa
 def test_engine_equals_plain_generation_under_random_arrival(name: str, models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
     model, rng = models[name], random.Random(7)
     drawn = requests(11, 16, tokenizer.vocab_size)
-    with Engine(model, tokenizer, max_rows=3) as engine:
+    with Engine(model, tokenizer, EngineConfig(rows=3)) as engine:
         answers = []
         for prompt, sampling in drawn:
             answers.append(([], iter(engine.submit(prompt, sampling))))
@@ -104,7 +105,7 @@ def test_engine_equals_plain_generation_under_random_arrival(name: str, models: 
 
 def test_generate_matches_submit_and_text_matches_decode(models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
     prompts = [prompt for prompt, _ in requests(3, 5, tokenizer.vocab_size)]
-    with Engine(models["dense"], tokenizer, max_rows=2) as engine:
+    with Engine(models["dense"], tokenizer, EngineConfig(rows=2)) as engine:
         together = engine.generate(prompts, Sampling(max_tokens=20, seed=5))
         alone = [engine.submit(prompt, Sampling(max_tokens=20, seed=5 + number)).result() for number, prompt in enumerate(prompts)]
     assert together == alone
@@ -114,7 +115,7 @@ def test_generate_matches_submit_and_text_matches_decode(models: dict[str, Trans
 
 
 def test_cancelled_requests_free_their_rows(models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
-    with Engine(models["dense"], tokenizer, max_rows=1) as engine:
+    with Engine(models["dense"], tokenizer, EngineConfig(rows=1)) as engine:
         long = [engine.submit([9, 10], Sampling(max_tokens=60, seed=number)) for number in range(3)]
         next(iter(long[0]))
         for request in long:
@@ -124,7 +125,7 @@ def test_cancelled_requests_free_their_rows(models: dict[str, Transformer], toke
 
 
 def test_errors_reach_the_caller(models: dict[str, Transformer], tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Engine(models["dense"], tokenizer, max_rows=1) as engine:
+    with Engine(models["dense"], tokenizer, EngineConfig(rows=1)) as engine:
         with pytest.raises(ContextLengthError, match=r"64 tokens leave no room.*holds 64"):
             engine.submit([8] * 64)
         with pytest.raises(OpenmaiError, match="empty"):
@@ -153,7 +154,7 @@ def test_stop_texts_end_the_answer_and_never_appear(stop: tuple[str, ...], model
 
 
 def test_text_stream_never_shows_half_a_character_or_a_stop_prefix(tokenizer: Tokenizer) -> None:
-    table, text = token_bytes(tokenizer), "naïve 漢字 🙂🙃 stopper STOP ignored"
+    table, text = tokenizer.token_bytes, "naïve 漢字 🙂🙃 stopper STOP ignored"
     stream, shown = TextStream(table, ["STOP", "TOPS"]), []
     for token in tokenizer.encode(text):
         shown.append(stream.push(token))
@@ -187,7 +188,7 @@ def test_filters_keep_what_they_say() -> None:
         shares = np.sort(np.exp(drawn) / np.exp(drawn).sum())[::-1]
         assert len(keep_probable(drawn, Sampling(top_p=top_p))[0]) == int((np.cumsum(shares) < top_p).sum()) + 1
     sampler = Sampler(Sampling(seed=3))
-    counts = np.bincount([sampler.draw(torch.tensor(logits)) for _ in range(5_000)], minlength=5) / 5_000
+    counts = np.bincount([sampler.draw(logits) for _ in range(5_000)], minlength=5) / 5_000
     np.testing.assert_allclose(counts, np.exp(logits), atol=0.03)
 
 
