@@ -19,8 +19,8 @@ from openmai.base.errors import OpenmaiError
 from openmai.infer.chat import chat, fit
 from openmai.infer.config import ChatConfig, EngineConfig, Sampling
 from openmai.infer.engine import Engine
-from openmai.infer.request import ContextLengthError
 from openmai.infer.load import load_assistant
+from openmai.infer.request import ContextLengthError
 from openmai.infer.sampling import Sampler, keep_probable
 from openmai.infer.score import score
 from openmai.infer.text import TextStream

@@ -75,7 +75,7 @@ class EngineConfig(Config):
     invariant: bool = False
     "an answer never depends on other requests, not even in the last bit: each request has its forward passes to itself; slower"
     speculate: Literal["", "ngram", "draft"] = ""
-    "guess tokens and check several at once, which changes no answer: ngram repeats what followed the same tokens before, draft asks a small model"
+    "guess tokens and check several at once, which changes no answer: ngram repeats what followed before, draft asks a small model"
     speculate_tokens: int = Field(4, gt=0, lt=8)
     "tokens guessed at a time"
     weights: Literal["", "fp16", "int8", "int4"] = ""

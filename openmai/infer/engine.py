@@ -285,8 +285,8 @@ class Engine:
                 if self._reserve(item, work):
                     work.append(item)
                     budget -= len(item.new)
-        while budget and (sequence := self._admit()):
-            item = _Work(sequence, self._share(sequence, budget))
+        while budget and (fresh := self._admit()):
+            item = _Work(fresh, self._share(fresh, budget))
             if not self._reserve(item, work):
                 break
             work.append(item)
@@ -295,7 +295,7 @@ class Engine:
         return sorted(work, key=lambda item: len(item.new) > FEW)
 
     def _share(self, sequence: _Sequence, budget: int) -> int:
-        """How many tokens of a sequence enter this pass. Invariant mode cuts prompts at the same places always, and repeats answers singly."""
+        """How many tokens of a sequence enter this pass. Invariant mode cuts prompts at fixed places, and repeats answers one by one."""
         if not self.config.invariant:
             return min(sequence.pending, budget)
         prompt = len(sequence.request.prompt)
@@ -444,7 +444,8 @@ class Engine:
         batch = batch_of(self.caches[0], self.max_length, sequences)
         x_ND = self.model.stream(batch.ids_1N, batch.positions_1N, batch)[0]
         self.stats.steps += 1
-        first, wanted = 0, []
+        first = 0
+        wanted: list[int] = []
         for item in work:
             if item.sequence.request.sampling.prompt_logprobs is not None:
                 self._measure_prompt(item.sequence, x_ND[first : first + item.count])

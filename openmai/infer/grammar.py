@@ -6,6 +6,7 @@ import json
 import threading
 from collections import OrderedDict
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
@@ -15,7 +16,7 @@ from openmai.infer.config import Grammar
 from openmai.tokenizer.tokenizer import Tokenizer
 
 KEPT = 64  # compiled grammars that are kept for the next request with the same one
-SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # else a model may write blanks for ever
+SPACING: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # else a model may write blanks for ever
 
 
 class GrammarError(OpenmaiError):

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from openmai.model.cache import Batch
 
+THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+
 
 def can_compile(q: Tensor) -> bool:
     """Tell whether the kernel below takes these queries; elsewhere the cache is gathered."""
@@ -34,11 +36,12 @@ def attend_few(
     out = np.empty((*q.shape[:2], values.shape[-1]), q.dtype)
     nothing = np.empty(0, q.dtype)
     kind = q.dtype.type
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(torch.get_num_threads(), THREADS))
     _attend(
         out, q, keys.numpy(), keys.numpy() if batch.cache.config.mla else values.numpy(), batch.tables_BM.numpy(), batch.row_N.numpy(),
         batch.seen_N.numpy(), np.int64(window or 1 << 62), kind(scale), kind(softcap or 0),
-        nothing if sinks_H is None else sinks_H.detach().to(q_NHK.dtype).numpy(), nothing if slopes_H is None else slopes_H.to(q_NHK.dtype).numpy(),
+        nothing if sinks_H is None else sinks_H.detach().to(q_NHK.dtype).numpy(), 
+        nothing if slopes_H is None else slopes_H.to(q_NHK.dtype).numpy(),
     )  # fmt: skip
     return torch.from_numpy(out)
 
