@@ -192,6 +192,72 @@ def test_filters_keep_what_they_say() -> None:
     np.testing.assert_allclose(counts, np.exp(logits), atol=0.03)
 
 
+def test_penalties_and_bias() -> None:
+    logits = np.array([2.0, 1.9, 1.8, -1.0])
+    repeated = Sampler(Sampling(temperature=0, repetition_penalty=1.2), prompt=[0, 3])
+    assert [repeated.draw(logits) for _ in range(3)] == [1, 2, 0]  # 2 / 1.2 < 1.9 / 1.2 < 1.8, then all have been seen
+    assert Sampler(Sampling(temperature=0, presence_penalty=0.15), prompt=[0]).draw(logits) == 0  # the prompt does not count
+    frequent = Sampler(Sampling(temperature=0, frequency_penalty=0.25))
+    assert [frequent.draw(logits) for _ in range(5)] == [0, 1, 2, 0, 1]
+    assert Sampler(Sampling(temperature=0, logit_bias=((3, 4.0), (0, -1.0)))).draw(logits) == 3
+    allowed = np.array([False, False, True, True])
+    assert {Sampler(Sampling(seed=seed)).draw(logits, allowed) for seed in range(50)} == {2, 3}
+
+
+def test_prompt_logprobs_are_the_scores_even_in_pieces_and_after_preemption(models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
+    prompts = [prompt for prompt, _ in requests(5, 9, tokenizer.vocab_size)]
+    config = EngineConfig(rows=4, block=4, cache_tokens=72, step_tokens=11)
+    with Engine(models["dense"], tokenizer, config) as engine:
+        for max_tokens in (0, 20):
+            answers = engine.generate(prompts, Sampling(max_tokens=max_tokens, prompt_logprobs=2, seed=1, ignore_ends=True))
+            for prompt, answer, scores in zip(prompts, answers, score(models["dense"], prompts, top=2), strict=True):
+                assert len(answer.ids) == min(max_tokens, 64 - len(prompt))
+                np.testing.assert_allclose([one.value for one in answer.prompt_logprobs], scores.logprobs_T.numpy(), atol=1e-4)
+        assert engine.stats.preemptions > 0
+
+
+def test_invariant_answers_do_not_depend_on_neighbours(models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
+    """To the last bit: log-probabilities are compared, alone and in a crowd that is preempted."""
+    drawn = [(prompt, Sampling(max_tokens=15, seed=3, logprobs=1, ignore_ends=True)) for prompt, _ in requests(8, 12, tokenizer.vocab_size)]
+    for name in ("dense", "moe"):
+        config = EngineConfig(rows=6, block=4, step_tokens=8, cache_tokens=120, invariant=True)
+        with Engine(models[name], tokenizer, config) as engine:
+            crowd = [engine.submit(*request) for request in drawn]
+            together = [request.result() for request in crowd]
+            assert engine.stats.preemptions > 0
+            assert engine.stats.reused > 0
+        with Engine(models[name], tokenizer, config) as engine:
+            assert [engine.submit(*request).result() for request in drawn] == together
+
+
+def test_a_common_beginning_is_computed_once(models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
+    with Engine(models["dense"], tokenizer, EngineConfig(block=4)) as engine:
+        stem = list(range(10, 50))
+        first = engine.submit([*stem, 60], Sampling(max_tokens=3, temperature=0))
+        first.result()
+        second = engine.submit([*stem, 61, 62], Sampling(max_tokens=3, temperature=0))
+        second.result()
+        assert (first.reused, second.reused) == (0, 40)
+
+
+def test_stop_ids_end_an_answer(models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
+    with Engine(models["dense"], tokenizer) as engine:
+        free = engine.submit([30], Sampling(max_tokens=20, temperature=0)).result()
+        stopped = engine.submit([30], Sampling(max_tokens=20, temperature=0, stop_ids=(free.ids[3],))).result()
+    assert stopped.ids == free.ids[: free.ids.index(free.ids[3]) + 1]
+    assert stopped.finish_reason == "stop"
+
+
+def test_impossible_settings_are_refused(models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
+    for config, problem in (
+        (EngineConfig(cache_tokens=32), "less than one request"),
+        (EngineConfig(speculate="draft"), "needs a draft model"),
+        (EngineConfig(invariant=True, speculate="ngram"), "excludes speculate"),
+    ):
+        with pytest.raises(OpenmaiError, match=problem):
+            Engine(models["dense"], tokenizer, config)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_scores_equal_one_full_forward(name: str, models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
     model = models[name]

@@ -339,6 +339,10 @@ class Engine:
                 return None
             sequence = self._waiting[0]
         sequence.blocks = self.pool.find(self._names(sequence)) if self.config.prefix_cache else []
+        if self.config.invariant:  # a piece of which a part has been overwritten is computed again as a whole
+            whole = len(sequence.blocks) * self.config.block // self._piece * self._piece // self.config.block
+            self.pool.release(sequence.blocks[whole:])
+            sequence.blocks = sequence.blocks[:whole]
         need = -(-(len(sequence.tokens) + 1) // self.config.block) - len(sequence.blocks)
         if self.pool.available < min(need, self.stats.blocks):
             self.pool.release(sequence.blocks)
