@@ -143,7 +143,7 @@ class CommonRequest(SamplingRequest):
     """What both kinds of completion share."""
 
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    stop: Annotated[list[Text] | None, BeforeValidator(_as_list), Field(max_length=MAX_STOPS)] = None
+    stop: Annotated[Annotated[list[Text], Field(max_length=MAX_STOPS)] | None, BeforeValidator(_as_list)] = None
     stream_options: StreamOptions | None = None
 
     @property
