@@ -193,7 +193,7 @@ def test_errors_reach_the_official_client(client: openai.OpenAI) -> None:
         client.completions.create(model="tiny", prompt=[-1])
     assert "token ids" in caught.value.message
     with pytest.raises(openai.NotFoundError):
-        client.embeddings.create(model="tiny", input="x")
+        client.moderations.create(model="tiny", input="x")
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'"text"', b"null", b"{}"])
