@@ -99,5 +99,7 @@ class ChatConfig(Config):
     "longest answer"
     seed: int | None = None
     "repeat the same answers"
+    weights: Literal["", "fp16", "int8", "int4"] = ""
+    "on a CPU, hold matrices in fewer bits"
     threads: int = Field(0, ge=0)
     "CPU threads; 0: as many as PyTorch chooses"

@@ -17,9 +17,8 @@ from fastapi import FastAPI
 from openmai.base.errors import OpenmaiError
 from openmai.base.progress import say
 from openmai.infer.engine import Engine
-from openmai.infer.load import find_checkpoint, load_assistant
+from openmai.infer.load import load_assistant, load_draft
 from openmai.infer.weights import pack
-from openmai.model.checkpoint import load_model
 from openmai.serve.app import create_app
 from openmai.serve.config import ServeConfig
 from openmai.serve.external import serve_external
@@ -40,8 +39,7 @@ def serve(config: ServeConfig) -> None:
             return
         listener = stack.enter_context(listen(config.host, config.port))
         model, tokenizer, found = load_assistant(config.path)
-        weight = model.embedding.weight
-        draft = None if config.draft is None else load_model(find_checkpoint(config.draft), str(weight.device), weight.dtype)
+        draft = None if config.draft is None else load_draft(config.draft, model)
         for part in (model, draft):
             if part is not None:
                 pack(part, config.weights)
