@@ -40,7 +40,7 @@ def attend_few(
     _attend(
         out, q, keys.numpy(), keys.numpy() if batch.cache.config.mla else values.numpy(), batch.tables_BM.numpy(), batch.row_N.numpy(),
         batch.seen_N.numpy(), np.int64(window or 1 << 62), kind(scale), kind(softcap or 0),
-        nothing if sinks_H is None else sinks_H.detach().to(q_NHK.dtype).numpy(), 
+        nothing if sinks_H is None else sinks_H.detach().to(q_NHK.dtype).numpy(),
         nothing if slopes_H is None else slopes_H.to(q_NHK.dtype).numpy(),
     )  # fmt: skip
     return torch.from_numpy(out)
