@@ -24,6 +24,7 @@ STAGES = {
     "export": ("openmai.export.verbs", "checkpoint -> Hugging Face, GGUF"),
     "chat": ("openmai.infer.verbs", "talk to a model in the terminal"),
     "serve": ("openmai.serve.verbs", "OpenAI-style API and chat page"),
+    "keys": ("openmai.serve.key_verbs", "API keys of the server, and what they have used"),
     "plan": ("openmai.plan.verbs", "what a model costs: parameters, FLOPs, memory"),
     "report": ("openmai.report.verbs", "one HTML page about a run"),
 }

@@ -17,12 +17,13 @@ from conftest import randomize
 
 from openmai.base.errors import OpenmaiError
 from openmai.infer.chat import chat, fit
-from openmai.infer.config import ChatConfig, Sampling
-from openmai.infer.engine import ContextLengthError, Engine
+from openmai.infer.config import ChatConfig, EngineConfig, Sampling
+from openmai.infer.engine import Engine
 from openmai.infer.load import load_assistant
+from openmai.infer.request import ContextLengthError
 from openmai.infer.sampling import Sampler, keep_probable
 from openmai.infer.score import score
-from openmai.infer.text import TextStream, token_bytes
+from openmai.infer.text import TextStream
 from openmai.model.config import MLAConfig, ModelConfig, MoEConfig
 from openmai.model.transformer import Transformer
 from openmai.tokenizer.tokenizer import Tokenizer
@@ -57,10 +58,10 @@ def models() -> dict[str, Transformer]:
 @torch.inference_mode()
 def plain(model: Transformer, tokenizer: Tokenizer, prompt: list[int], sampling: Sampling) -> tuple[list[int], str]:
     """Generate without cache, batch or incremental text."""
-    ids, sampler = list(prompt), Sampler(sampling)
+    ids, sampler = list(prompt), Sampler(sampling, prompt)
     ends = (tokenizer.end_of_turn, tokenizer.end_of_text)
     while len(ids) < model.config.context and len(ids) - len(prompt) < sampling.max_tokens:
-        ids.append(sampler.draw(model(torch.tensor([ids]))[0, -1, : tokenizer.vocab_size]))
+        ids.append(sampler.draw(model(torch.tensor([ids]))[0, -1, : tokenizer.vocab_size].numpy()))
         if ids[-1] in ends:
             return ids[len(prompt) :], "stop"
     return ids[len(prompt) :], "length"
@@ -88,7 +89,7 @@ def requests(seed: int, count: int, vocab_size: int) -> list[tuple[list[int], Sa
 def test_engine_equals_plain_generation_under_random_arrival(name: str, models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
     model, rng = models[name], random.Random(7)
     drawn = requests(11, 16, tokenizer.vocab_size)
-    with Engine(model, tokenizer, max_rows=3) as engine:
+    with Engine(model, tokenizer, EngineConfig(rows=3)) as engine:
         answers = []
         for prompt, sampling in drawn:
             answers.append(([], iter(engine.submit(prompt, sampling))))
@@ -104,7 +105,7 @@ def test_engine_equals_plain_generation_under_random_arrival(name: str, models: 
 
 def test_generate_matches_submit_and_text_matches_decode(models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
     prompts = [prompt for prompt, _ in requests(3, 5, tokenizer.vocab_size)]
-    with Engine(models["dense"], tokenizer, max_rows=2) as engine:
+    with Engine(models["dense"], tokenizer, EngineConfig(rows=2)) as engine:
         together = engine.generate(prompts, Sampling(max_tokens=20, seed=5))
         alone = [engine.submit(prompt, Sampling(max_tokens=20, seed=5 + number)).result() for number, prompt in enumerate(prompts)]
     assert together == alone
@@ -114,7 +115,7 @@ def test_generate_matches_submit_and_text_matches_decode(models: dict[str, Trans
 
 
 def test_cancelled_requests_free_their_rows(models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
-    with Engine(models["dense"], tokenizer, max_rows=1) as engine:
+    with Engine(models["dense"], tokenizer, EngineConfig(rows=1)) as engine:
         long = [engine.submit([9, 10], Sampling(max_tokens=60, seed=number)) for number in range(3)]
         next(iter(long[0]))
         for request in long:
@@ -124,7 +125,7 @@ def test_cancelled_requests_free_their_rows(models: dict[str, Transformer], toke
 
 
 def test_errors_reach_the_caller(models: dict[str, Transformer], tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Engine(models["dense"], tokenizer, max_rows=1) as engine:
+    with Engine(models["dense"], tokenizer, EngineConfig(rows=1)) as engine:
         with pytest.raises(ContextLengthError, match=r"64 tokens leave no room.*holds 64"):
             engine.submit([8] * 64)
         with pytest.raises(OpenmaiError, match="empty"):
@@ -153,7 +154,7 @@ def test_stop_texts_end_the_answer_and_never_appear(stop: tuple[str, ...], model
 
 
 def test_text_stream_never_shows_half_a_character_or_a_stop_prefix(tokenizer: Tokenizer) -> None:
-    table, text = token_bytes(tokenizer), "naïve 漢字 🙂🙃 stopper STOP ignored"
+    table, text = tokenizer.token_bytes, "naïve 漢字 🙂🙃 stopper STOP ignored"
     stream, shown = TextStream(table, ["STOP", "TOPS"]), []
     for token in tokenizer.encode(text):
         shown.append(stream.push(token))
@@ -187,8 +188,74 @@ def test_filters_keep_what_they_say() -> None:
         shares = np.sort(np.exp(drawn) / np.exp(drawn).sum())[::-1]
         assert len(keep_probable(drawn, Sampling(top_p=top_p))[0]) == int((np.cumsum(shares) < top_p).sum()) + 1
     sampler = Sampler(Sampling(seed=3))
-    counts = np.bincount([sampler.draw(torch.tensor(logits)) for _ in range(5_000)], minlength=5) / 5_000
+    counts = np.bincount([sampler.draw(logits) for _ in range(5_000)], minlength=5) / 5_000
     np.testing.assert_allclose(counts, np.exp(logits), atol=0.03)
+
+
+def test_penalties_and_bias() -> None:
+    logits = np.array([2.0, 1.9, 1.8, -1.0])
+    repeated = Sampler(Sampling(temperature=0, repetition_penalty=1.2), prompt=[0, 3])
+    assert [repeated.draw(logits) for _ in range(3)] == [1, 2, 0]  # 2 / 1.2 < 1.9 / 1.2 < 1.8, then all have been seen
+    assert Sampler(Sampling(temperature=0, presence_penalty=0.15), prompt=[0]).draw(logits) == 0  # the prompt does not count
+    frequent = Sampler(Sampling(temperature=0, frequency_penalty=0.25))
+    assert [frequent.draw(logits) for _ in range(5)] == [0, 1, 2, 0, 1]
+    assert Sampler(Sampling(temperature=0, logit_bias=((3, 4.0), (0, -1.0)))).draw(logits) == 3
+    allowed = np.array([False, False, True, True])
+    assert {Sampler(Sampling(seed=seed)).draw(logits, allowed) for seed in range(50)} == {2, 3}
+
+
+def test_prompt_logprobs_are_the_scores_even_in_pieces_and_after_preemption(models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
+    prompts = [prompt for prompt, _ in requests(5, 9, tokenizer.vocab_size)]
+    config = EngineConfig(rows=4, block=4, cache_tokens=72, step_tokens=11)
+    with Engine(models["dense"], tokenizer, config) as engine:
+        for max_tokens in (0, 20):
+            answers = engine.generate(prompts, Sampling(max_tokens=max_tokens, prompt_logprobs=2, seed=1, ignore_ends=True))
+            for prompt, answer, scores in zip(prompts, answers, score(models["dense"], prompts, top=2), strict=True):
+                assert len(answer.ids) == min(max_tokens, 64 - len(prompt))
+                np.testing.assert_allclose([one.value for one in answer.prompt_logprobs], scores.logprobs_T.numpy(), atol=1e-4)
+        assert engine.stats.preemptions > 0
+
+
+def test_invariant_answers_do_not_depend_on_neighbours(models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
+    """To the last bit: log-probabilities are compared, alone and in a crowd that is preempted."""
+    drawn = [(prompt, Sampling(max_tokens=15, seed=3, logprobs=1, ignore_ends=True)) for prompt, _ in requests(8, 12, tokenizer.vocab_size)]
+    for name in ("dense", "moe"):
+        config = EngineConfig(rows=6, block=4, step_tokens=8, cache_tokens=120, invariant=True)
+        with Engine(models[name], tokenizer, config) as engine:
+            crowd = [engine.submit(*request) for request in drawn]
+            together = [request.result() for request in crowd]
+            assert engine.stats.preemptions > 0
+            assert engine.stats.reused > 0
+        with Engine(models[name], tokenizer, config) as engine:
+            assert [engine.submit(*request).result() for request in drawn] == together
+
+
+def test_a_common_beginning_is_computed_once(models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
+    with Engine(models["dense"], tokenizer, EngineConfig(block=4)) as engine:
+        stem = list(range(10, 50))
+        first = engine.submit([*stem, 60], Sampling(max_tokens=3, temperature=0))
+        first.result()
+        second = engine.submit([*stem, 61, 62], Sampling(max_tokens=3, temperature=0))
+        second.result()
+        assert (first.reused, second.reused) == (0, 40)
+
+
+def test_stop_ids_end_an_answer(models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
+    with Engine(models["dense"], tokenizer) as engine:
+        free = engine.submit([30], Sampling(max_tokens=20, temperature=0)).result()
+        stopped = engine.submit([30], Sampling(max_tokens=20, temperature=0, stop_ids=(free.ids[3],))).result()
+    assert stopped.ids == free.ids[: free.ids.index(free.ids[3]) + 1]
+    assert stopped.finish_reason == "stop"
+
+
+def test_impossible_settings_are_refused(models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
+    for config, problem in (
+        (EngineConfig(cache_tokens=32), "less than one request"),
+        (EngineConfig(speculate="draft"), "needs a draft model"),
+        (EngineConfig(invariant=True, speculate="ngram"), "excludes speculate"),
+    ):
+        with pytest.raises(OpenmaiError, match=problem):
+            Engine(models["dense"], tokenizer, config)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from openmai.base.config import validate
 from openmai.base.errors import OpenmaiError
-from openmai.model.cache import KVCache
+from openmai.model import attention
+from openmai.model.cache import PagedCache, batch_of
 from openmai.model.checkpoint import load_weights, save_model
 from openmai.model.config import ModelConfig, load_config, load_preset
 from openmai.model.layers import activate_gated, make_norm
@@ -123,41 +124,65 @@ def tokens(rows: int, length: int, seed: int = 0) -> Tensor:
     return torch.randint(97, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
+def cached(model: Transformer, cache: PagedCache, length: int, *sequences: tuple[list[int], int, list[int], list[int]]) -> Tensor:
+    """Run one pass over a cache; sequences as `batch_of` takes them. Returns logits (N, V)."""
+    batch = batch_of(cache, length, sequences)
+    return model(batch.ids_1N, batch.positions_1N, batch)[0]
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "gathered"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_cached_steps_equal_the_full_pass(kind: str) -> None:
-    """A prompt in one piece, then token by token, in cache rows that are not in order."""
-    model, ids = make(kind), tokens(2, 14)
+def test_cached_steps_equal_the_full_pass(kind: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts in two pieces, then token by token and in twos, in blocks that are not in order; what is stale in them does not matter."""
+    if not compiled:
+        monkeypatch.setattr(attention, "can_compile", lambda _: False)
+    model, ids = make(kind), tokens(2, 26)
+    cache = PagedCache(model.config, blocks=20, block=4)
+    cache.keys.fill_(7.0)
+    cache.values.fill_(7.0)
+    blocks, rows = [[9, 3, 0, 7, 11, 4, 2], [1, 8, 5, 13, 12, 6, 10]], ids.tolist()
+    parts: list[list[Tensor]] = [[], []]
     with torch.no_grad():
-        expected = model(ids)
-        cache, rows = KVCache(model.config, rows=3, length=20), torch.tensor([2, 0])
-        parts = [model(ids[:, :9], torch.arange(9).expand(2, 9), cache, rows)]
-        parts += [model(ids[:, t : t + 1], torch.full((2, 1), t), cache, rows) for t in range(9, 14)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=0, atol=2e-5)
+        steps = [(0, 10), (10, 19), *((t, t + 1) for t in range(19, 22)), (22, 24), (24, 26)]
+        for start, stop in steps:
+            for row, logits in enumerate(
+                cached(model, cache, 26, *((rows[r][start:stop], start, blocks[r], rows[r][:start]) for r in range(2))).split(stop - start)
+            ):
+                parts[row].append(logits)
+        found = torch.stack([torch.cat(row) for row in parts])
+        torch.testing.assert_close(found, model(ids), rtol=0, atol=2e-5)
 
 
 def test_a_cached_prompt_is_rotated_for_the_length_of_its_cache() -> None:
     """LongRoPE changes its factors once a sequence passes 12 tokens; the first 9 must have been rotated with the later ones by then."""
     model, ids = make("longrope", rope_scaling={**KINDS["longrope"]["rope_scaling"], "original_context": 12}), tokens(1, 14)
+    new = ids[0].tolist()
     with torch.no_grad():
-        cache, row = KVCache(model.config, rows=1, length=14), torch.tensor([0])
-        parts = [model(ids[:, :9], torch.arange(9)[None], cache, row), model(ids[:, 9:], torch.arange(9, 14)[None], cache, row)]
-        torch.testing.assert_close(torch.cat(parts, dim=1), model(ids), rtol=0, atol=2e-5)
+        cache = PagedCache(model.config, blocks=4, block=4)
+        parts = [cached(model, cache, 14, (new[:9], 0, [0, 1, 2, 3], [])), cached(model, cache, 14, (new[9:], 9, [0, 1, 2, 3], new[:9]))]
+        torch.testing.assert_close(torch.cat(parts)[None], model(ids), rtol=0, atol=2e-5)
         assert (model(ids)[:, :9] - model(ids[:, :9])).abs().max() > 1e-3
 
 
-def test_cached_rows_may_stand_at_different_places() -> None:
-    """One step for two sequences of unlike length equals each sequence alone, over stale entries of an earlier one."""
-    model, first, second = make("grouped"), tokens(1, 12, 1), tokens(1, 5, 2)
+def test_sequences_of_one_pass_may_stand_at_different_places() -> None:
+    """One token of one sequence beside a stretch of another and a third of two tokens: each as if alone."""
+    model, rows = make("grouped"), tokens(3, 30).tolist()
+    cache = PagedCache(model.config, blocks=30, block=4)
+    blocks = [list(range(start, start + 8)) for start in (0, 10, 20)]
     with torch.no_grad():
-        cache = KVCache(model.config, rows=2, length=20)
-        cache.keys.fill_(7.0)
-        cache.values.fill_(7.0)
-        for row, ids in enumerate((first, second)):
-            length = ids.shape[1] - 1
-            model(ids[:, :-1], torch.arange(length)[None], cache, torch.tensor([row]))
-        step = model(torch.cat((first[:, -1:], second[:, -1:])), torch.tensor([[11], [4]]), cache, torch.tensor([0, 1]))
-        torch.testing.assert_close(step[0, 0], model(first)[0, -1], rtol=0, atol=2e-5)
-        torch.testing.assert_close(step[1, 0], model(second)[0, -1], rtol=0, atol=2e-5)
+        for row, length in enumerate((11, 3, 20)):
+            cached(model, cache, 30, (rows[row][:length], 0, blocks[row], []))
+        step = cached(
+            model,
+            cache,
+            30,
+            (rows[0][11:12], 11, blocks[0], rows[0][:11]),
+            (rows[1][3:5], 3, blocks[1], rows[1][:3]),
+            (rows[2][20:30], 20, blocks[2], rows[2][:20]),
+        )
+        for row, (start, stop), place in ((0, (11, 12), 0), (1, (3, 5), 1), (2, (20, 30), 3)):
+            alone = model(torch.tensor([rows[row][:stop]]))[0, start:]
+            torch.testing.assert_close(step[place : place + stop - start], alone, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,9 +11,11 @@ import torch
 
 from openmai.base.errors import OpenmaiError
 from openmai.base.progress import say
-from openmai.infer.config import ChatConfig, Sampling
-from openmai.infer.engine import ContextLengthError, Engine
+from openmai.infer.config import ChatConfig, EngineConfig, Sampling
+from openmai.infer.engine import Engine
 from openmai.infer.load import load_assistant
+from openmai.infer.request import ContextLengthError
+from openmai.infer.weights import pack
 from openmai.tokenizer.tokenizer import Message, Tokenizer
 
 with contextlib.suppress(ImportError):  # gives the prompt line editing and history where it exists
@@ -27,7 +29,8 @@ def chat(config: ChatConfig) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     model, tokenizer, name = load_assistant(config.path)
-    with Engine(model, tokenizer, max_rows=1) as engine:
+    pack(model, config.weights)
+    with Engine(model, tokenizer, EngineConfig(rows=1)) as engine:
         conversation = Conversation(engine, config)
         if config.prompt:
             conversation.answer(config.prompt)

@@ -26,6 +26,12 @@ def load_assistant(path: Path) -> tuple[Transformer, Tokenizer, str]:
     return load_model(checkpoint, device, dtype), Tokenizer.load(folder / "tokenizer"), f"{folder.parent.name}-{folder.name}".strip("-")
 
 
+def load_draft(path: Path, model: Transformer) -> Transformer:
+    """Load the small model at `path` that is to guess for `model`, to the same device and in the same precision."""
+    weight = model.embedding.weight
+    return load_model(find_checkpoint(path), str(weight.device), weight.dtype)
+
+
 def find_checkpoint(path: Path) -> Artifact:
     """Open the checkpoint at `path`, or the newest of the run folder `path`."""
     if (path / MANIFEST).exists():

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, in chunks so that memory stays flat however long the text and large the vocabulary."""
+"""Log-probabilities of given tokens, in chunks so that memory stays flat however large the vocabulary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from openmai.base.errors import OpenmaiError
-from openmai.model.cache import KVCache
 from openmai.model.transformer import Transformer
 
 
@@ -44,20 +43,18 @@ def score(model: Transformer, prompts: Sequence[Sequence[int]], top: int = 0, ro
 
 
 def _score_batch(model: Transformer, prompts: list[Sequence[int]], top: int, max_logits: int) -> list[Scores]:
-    weight = model.embedding.weight
+    device = model.embedding.weight.device
     longest, top = max(len(prompt) for prompt in prompts), min(top, model.config.vocab_size)
     ids_BT = torch.zeros(len(prompts), longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
         ids_BT[row, : len(prompt)] = torch.tensor(prompt)
-    ids_BT = ids_BT.to(weight.device)
-    cache = KVCache(model.config, len(prompts), longest, weight.device, weight.dtype)
-    rows_B = torch.arange(len(prompts), device=weight.device)
+    ids_BT = ids_BT.to(device)
+    x_BTD = model.stream(ids_BT)
     step = max(1, max_logits // (len(prompts) * model.config.vocab_size))
     parts = []
     for start in range(0, longest - 1, step):
         stop = min(start + step, longest - 1)
-        positions_BT = torch.arange(start, stop, device=weight.device).expand(len(prompts), -1)
-        logits_BTV = model(ids_BT[:, start:stop], positions_BT, cache, rows_B).float()
+        logits_BTV = model.logits(x_BTD[:, start:stop]).float()
         total_BT1 = logits_BTV.logsumexp(dim=-1, keepdim=True)
         own_BT1 = logits_BTV.gather(2, ids_BT[:, start + 1 : stop + 1, None])
         values_BTK, top_BTK = logits_BTV.topk(top, dim=-1)

@@ -5,13 +5,6 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from openmai.tokenizer.tokenizer import Tokenizer
-
-
-def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
-    """Return the bytes of every token."""
-    return tokenizer.token_bytes
-
 
 class TextStream:
     """Joins tokens to text, holding back incomplete characters and the possible beginning of a stop text."""

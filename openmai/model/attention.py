@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
-from openmai.model.cache import KVCache
+from openmai.model.cache import Batch, Span
 from openmai.model.config import ModelConfig
 from openmai.model.layers import make_norm, soft_cap
 from openmai.model.mask import Mask
+from openmai.model.paged import attend_few, can_compile
 from openmai.model.rope import Table, rotate
 
 
@@ -41,9 +42,7 @@ class Context:
     positions_BT: Tensor
     ropes: dict[bool, Table]
     masks: dict[bool, Mask]
-    cache: KVCache | None = None
-    rows_B: Tensor | None = None
-    used: int = 0
+    cache: Batch | None = None
     documents_BT: Tensor | None = None
     windows: dict[bool, int | None] = field(default_factory=dict)
     slopes_H: Tensor | None = None
@@ -211,25 +210,80 @@ class LatentAttention(nn.Module):
         q = self.q_up(self.q_norm(self.q_down(x_BTD))) if mla.query_rank else self.q(x_BTD)
         q_nope, q_rope = q.unflatten(-1, (-1, self.config.head)).split((mla.nope_width, mla.rope_width), dim=-1)
         latent, k_rope = self.kv_down(x_BTD).split((mla.kv_rank, mla.rope_width), dim=-1)
-        k_nope, v = self._unfold(latent).split((mla.nope_width, mla.value_width), dim=-1)
-        k_rope = k_rope.unsqueeze(2)
+        latent, k_rope = self.kv_norm(latent), k_rope.unsqueeze(2)
         if self.place.has_rope:
             table = context.ropes[self.place.is_global]
             q_rope, k_rope = rotate(q_rope, table), rotate(k_rope, table)
         q = torch.cat((q_nope, q_rope), dim=-1)
-        k = torch.cat((k_nope, k_rope.expand(-1, -1, k_nope.shape[2], -1)), dim=-1)
+        if context.cache is not None:
+            return self.o(self._attend_latent(q, torch.cat((latent, k_rope.squeeze(2)), dim=-1), context, context.cache).flatten(2))
+        k, v = self._expand(latent, k_rope)
         return self.o(self.kernel(self, q, k, v, context, None).flatten(2))
 
-    def _unfold(self, latent_BTC: Tensor) -> Tensor:
-        """Return keys (without their rotated part) and values of all heads, (B, T, H, nope + value)."""
-        return self.kv_up(self.kv_norm(latent_BTC)).unflatten(-1, (-1, self.mla.nope_width + self.mla.value_width))
+    def _expand(self, latent_BSR: Tensor, k_rope_BS1K: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of all heads."""
+        mla = self.mla
+        both = self.kv_up(latent_BSR).unflatten(-1, (-1, mla.nope_width + mla.value_width))
+        k_nope, v = both.split((mla.nope_width, mla.value_width), dim=-1)
+        return torch.cat((k_nope, k_rope_BS1K.expand(-1, -1, k_nope.shape[2], -1)), dim=-1), v
+
+    def _attend_latent(self, q_1NHK: Tensor, latent_1NR: Tensor, context: Context, cache: Batch) -> Tensor:
+        """Attend over a cache of latents, (1, N, H, K of values).
+
+        Long stretches expand the latents; where there are few queries the expansion moves to their side (arXiv:2405.04434, section 2.1.2).
+        """
+        mla = self.mla
+        cache.write(self.place.layer, latent_1NR[0].unsqueeze(1))
+        up_HPR = self.kv_up.weight.unflatten(0, (-1, mla.nope_width + mla.value_width))
+        k_up_HKR, v_up_HKR = up_HPR.split((mla.nope_width, mla.value_width), dim=1)
+        few, outputs = len(cache.row_N), []
+        if few:
+            q_nope, q_rope = q_1NHK[0, :few].split((mla.nope_width, mla.rope_width), dim=-1)
+            q_NHR = torch.cat((torch.einsum("nhk,hkr->nhr", q_nope, k_up_HKR), q_rope), dim=-1)
+            outputs.append(torch.einsum("nhr,hkr->nhk", _attend_few(self, context, q_NHR, None), v_up_HKR))
+        for span in cache.long:
+            latent, k_rope = cache.read(self.place.layer, span)[0].split((mla.kv_rank, mla.rope_width), dim=-1)
+            k, v = self._expand(latent.squeeze(2), k_rope)
+            outputs.append(_attend_span(self, context, span, q_1NHK, k, v, None))
+        return torch.cat(outputs)[None]
 
 
 def _attend_cached(
     module: Attention | LatentAttention, q: Tensor, k: Tensor, v: Tensor, context: Context, sinks_H: Tensor | None
 ) -> Tensor:
-    config, place = module.config, module.place
-    if context.cache is not None:
-        assert context.rows_B is not None
-        k, v = context.cache.update(place.layer, context.rows_B, context.positions_BT, k, v, context.used)
-    return attend(q, k, v, context.masks[place.is_global], config.score_scale, config.attention_softcap, sinks_H)
+    config, place, cache = module.config, module.place, context.cache
+    if cache is None:
+        return attend(q, k, v, context.masks[place.is_global], config.score_scale, config.attention_softcap, sinks_H)
+    cache.write(place.layer, k[0], v[0])
+    few = len(cache.row_N)
+    outputs = [_attend_few(module, context, q[0, :few], sinks_H)] if few else []
+    outputs += [_attend_span(module, context, span, q, *cache.read(place.layer, span), sinks_H) for span in cache.long]
+    return torch.cat(outputs)[None]
+
+
+def _attend_few(module: Attention | LatentAttention, context: Context, q_NHK: Tensor, sinks_H: Tensor | None) -> Tensor:
+    """Attend for the tokens of sequences with few new ones, (N, H, K of values): compiled, or its twin that gathers the cache."""
+    config, place, cache = module.config, module.place, context.cache
+    assert cache is not None
+    window, slopes_H = context.windows[place.is_global], context.slopes_H
+    scale, softcap = config.score_scale, config.attention_softcap
+    if can_compile(q_NHK):
+        return attend_few(cache, place.layer, q_NHK, window, scale, softcap, sinks_H, slopes_H)
+    k, v = cache.read_few(place.layer)
+    return attend(q_NHK[:, None], k, v, cache.mask(None, window, slopes_H), scale, softcap, sinks_H)[:, 0]
+
+
+def _attend_span(
+    module: Attention | LatentAttention,
+    context: Context,
+    span: Span,
+    q_1NHK: Tensor,
+    k_1SGK: Tensor,
+    v_1SGK: Tensor,
+    sinks_H: Tensor | None,
+) -> Tensor:
+    """Attend for a stretch of one sequence, (T, H, K of values)."""
+    q = q_1NHK[:, span.first : span.first + span.count]
+    assert context.cache is not None
+    mask = context.cache.mask(span, context.windows[module.place.is_global], context.slopes_H)
+    return attend(q, k_1SGK, v_1SGK, mask, module.config.score_scale, module.config.attention_softcap, sinks_H)[0]

@@ -190,7 +190,7 @@ class Experts(nn.Module):
 def _can_group(x_MD: Tensor, weight_EFD: Tensor) -> bool:
     """Tell whether grouped products take these: rows of whole 16 bytes; on a GPU its kernels are for bf16."""
     aligned = all(size * x_MD.element_size() % 16 == 0 for size in weight_EFD.shape[1:])
-    return aligned and (x_MD.device.type != "cuda" or x_MD.dtype == torch.bfloat16)
+    return aligned and x_MD.dtype != torch.float64 and (x_MD.device.type != "cuda" or x_MD.dtype == torch.bfloat16)
 
 
 class MoE(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from openmai.model.attention import Attention, Context, LatentAttention
-from openmai.model.cache import KVCache
+from openmai.model.cache import Batch
 from openmai.model.config import ModelConfig
 from openmai.model.layers import FeedForward, make_norm, soft_cap
 from openmai.model.mask import alibi_slopes, make_mask
@@ -111,17 +111,16 @@ class Transformer(nn.Module):
         self,
         ids_BT: Tensor,
         positions_BT: Tensor | None = None,
-        cache: KVCache | None = None,
-        rows_B: Tensor | None = None,
+        cache: Batch | None = None,
         last_B: Tensor | None = None,
         documents_BT: Tensor | None = None,
     ) -> Tensor:
         """Return logits (B, T, V), or (B, V) of only the tokens at index `last_B` of each row.
 
-        With a `cache`, `rows_B` names the cache row of each sequence and `positions_BT` the place of each token in it. `documents_BT`
-        numbers the documents of packed rows: no token sees another's, and positions begin anew unless they are given.
+        With a `cache`, ids and positions are those of that batch, (1, N). `documents_BT` numbers the documents of packed rows: no token
+        sees another's, and positions begin anew unless they are given.
         """
-        x_BTD = self.stream(ids_BT, positions_BT, cache, rows_B, documents_BT)
+        x_BTD = self.stream(ids_BT, positions_BT, cache, documents_BT)
         if last_B is not None:
             x_BTD = x_BTD[torch.arange(len(last_B), device=x_BTD.device), last_B]
         return self.logits(x_BTD)
@@ -134,12 +133,11 @@ class Transformer(nn.Module):
         self,
         ids_BT: Tensor,
         positions_BT: Tensor | None = None,
-        cache: KVCache | None = None,
-        rows_B: Tensor | None = None,
+        cache: Batch | None = None,
         documents_BT: Tensor | None = None,
     ) -> Tensor:
         """Return the residual stream after the last block, (B, T, D); in training, keep the balancing penalty and count the load."""
-        context = self.context(ids_BT, positions_BT, cache, rows_B, documents_BT)
+        context = self.context(ids_BT, positions_BT, cache, documents_BT)
         return self.finish(self.run(self.begin(context), context))
 
     def layers(self) -> Iterator[tuple[int, nn.Module]]:
@@ -202,17 +200,14 @@ class Transformer(nn.Module):
         if context.cache is None:
             before_BTD = x_BTD.roll(1, dims=1)
         else:
-            assert context.rows_B is not None
-            ids_BT = context.cache.tokens_before(context.rows_B, context.positions_BT, context.ids_BT)
-            before_BTD = self.embedding_norm(self.embedding(ids_BT) * self.config.embedding_scale)
+            before_BTD = self.embedding_norm(self.embedding(context.cache.before_1N) * self.config.embedding_scale)
         return before_BTD * (context.positions_BT > 0).unsqueeze(-1)
 
     def context(
         self,
         ids_BT: Tensor,
         positions_BT: Tensor | None = None,
-        cache: KVCache | None = None,
-        rows_B: Tensor | None = None,
+        cache: Batch | None = None,
         documents_BT: Tensor | None = None,
     ) -> Context:
         """Work out what the layers of one pass share, for this process's span of the rows."""
@@ -222,23 +217,21 @@ class Transformer(nn.Module):
             positions_BT = torch.arange(length, device=device).expand_as(ids_BT)
             if documents_BT is not None:
                 positions_BT = positions_BT - _starts(documents_BT)
+        elif cache is not None:
+            length = cache.length  # what is rotated now must suit all that will follow in this sequence
         elif config.rope_scaling and config.rope_scaling.kind == "longrope":
             length = int(positions_BT.max()) + 1
-        used = int(positions_BT.max()) + 1 if cache is not None else length
-        if cache is not None:
-            length = cache.length  # what is rotated now must suit all that will follow in this row
         ids_BT, positions_BT = self.span.cut(ids_BT), self.span.cut(positions_BT, length)
         documents_BT = None if documents_BT is None else self.span.cut(documents_BT, -1)
         kinds = {config.is_global(layer) for layer in range(config.num_layers)}
         rotates = {config.is_global(layer) for layer in range(config.num_layers) if config.has_rope(layer)}
         ropes = {kind: rope_table(config, positions_BT, length, kind) for kind in rotates}
-        keys_BS = torch.arange(used, device=device)[None] if cache is not None else positions_BT
         slopes_H = alibi_slopes(config.num_heads, device)[self.heads] if config.positions == "alibi" else None
         windows = {kind: None if kind else config.window for kind in kinds}
         masks = {}
-        if not self.span.divides_positions:
-            masks = {kind: make_mask(positions_BT, keys_BS, windows[kind], cache is not None, documents_BT, slopes_H) for kind in kinds}
-        return Context(ids_BT, positions_BT, ropes, masks, cache, rows_B, used, documents_BT, windows, slopes_H)
+        if cache is None and not self.span.divides_positions:  # a cache makes masks of its own
+            masks = {kind: make_mask(positions_BT, positions_BT, windows[kind], False, documents_BT, slopes_H) for kind in kinds}
+        return Context(ids_BT, positions_BT, ropes, masks, cache, documents_BT, windows, slopes_H)
 
     def _observe(self, routers: list[Router], routings: list[Routing | None]) -> None:
         """Add this pass's load to the routers' counts, and its balancing losses to `penalty`; outside of what may be computed twice."""

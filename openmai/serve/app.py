@@ -1,232 +1,343 @@
-"""The HTTP routes: models, completions, chat completions, health, and the chat page."""
+"""The HTTP routes of our own engine: models, completions, chat completions, responses, embeddings, tokens, health, metrics, pages."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
+import base64
 import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from openmai.infer.engine import ContextLengthError, Engine
-from openmai.serve.answers import Answer, Part, echo_parts, part_of
+from openmai.infer.config import Grammar, Sampling
+from openmai.infer.embed import embed
+from openmai.infer.engine import Engine
+from openmai.infer.grammar import GrammarError
+from openmai.infer.request import ContextLengthError
+from openmai.serve import requests as bodies
+from openmai.serve.answers import Answer, Part, Turn, echo_part
+from openmai.serve.config import Limits
 from openmai.serve.errors import APIError, explain, install
-from openmai.serve.requests import BaseRequest, ChatRequest, CompletionRequest
-from openmai.serve.shapes import ChatShape, CompletionShape, Shape
+from openmai.serve.gate import BodyLimit, Gate
+from openmai.serve.keys import Key
+from openmai.serve.metrics import Metrics
+from openmai.serve.pages import pages
+from openmai.serve.runs import Runs
+from openmai.serve.shapes import ChatShape, CompletionShape, ResponseShape, Shape, encode_event
+from openmai.serve.tools import Function
 
-PAGE = Path(__file__).parent / "page.html"
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/json": {"schema": {"type": "object", "required": ["error"]}}}}
+    for status, text in (
+        (400, "invalid request"), (401, "no or a wrong API key"), (404, "no such model or path"), (413, "body too large"),
+        (422, "never"), (429, "rate limit"), (503, "too many requests wait"), (504, "took too long"),
+    )
+}  # fmt: skip
 
 
-def create_app(engine: Engine, name: str, api_key: str = "") -> FastAPI:
+def create_app(
+    engine: Engine, name: str, gate: Gate | None = None, limits: Limits | None = None, fim: bool = False, runs: Runs | None = None
+) -> FastAPI:
     """Build the application around a running `engine` that answers under the model id `name`."""
     app = FastAPI(title="openmai", docs_url=None, redoc_url=None)
     install(app)
-    server = _Server(engine, name)
-
-    @app.get("/", response_class=HTMLResponse)
-    async def page() -> HTMLResponse:
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=PAGE_HEADERS)
-
-    @app.get("/health")
-    async def health() -> dict[str, Any]:
-        active, waiting = engine.load()
-        return {"status": "ok", "model": name, "active": active, "waiting": waiting}
-
-    app.include_router(_api(server), prefix="/v1", dependencies=[Depends(_key_check(api_key))])
+    server = Server(engine, name, gate or Gate(), limits or Limits(), fim)
+    app.add_middleware(BodyLimit, limit=server.limits.body_bytes, metrics=server.metrics)
+    app.include_router(pages(server.gate, runs))
+    app.include_router(_api(server))
     return app
 
 
-def _api(server: _Server) -> APIRouter:
-    api = APIRouter()
+def _api(server: Server) -> APIRouter:
+    api = APIRouter(responses=ERRORS)
+    known, admitted = Depends(server.gate.identify), Depends(server.gate.admit)
 
-    @api.get("/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [server.card()]}
+    @api.get("/health")
+    async def health() -> dict[str, Any]:
+        running, waiting = server.engine.load()
+        return {"status": "ok", "model": server.name, "running": running, "waiting": waiting}
 
-    @api.get("/models/{model:path}")
-    async def model(model: str) -> dict[str, Any]:
-        server.check_model(model)
+    @api.get("/metrics")
+    async def metrics(key: Key = known) -> Response:
+        return Response(server.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @api.get("/v1/models")
+    async def models(key: Key = known) -> dict[str, Any]:
+        return {"object": "list", "data": [server.card()] if key.may_use(server.name) else []}
+
+    @api.get("/v1/models/{model:path}")
+    async def model(model: str, key: Key = known) -> dict[str, Any]:
+        server.gate.check_model(key, model, server.name)
         return server.card()
 
-    @api.post("/chat/completions")
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        return await server.chat(body, request)
+    @api.post("/v1/chat/completions")
+    async def chat_completions(body: bodies.ChatRequest, request: Request, key: Key = admitted) -> Response:
+        return await server.respond(server.chat(body, key), request)
 
-    @api.post("/completions")
-    async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await server.complete(body, request)
+    @api.post("/v1/completions")
+    async def completions(body: bodies.CompletionRequest, request: Request, key: Key = admitted) -> Response:
+        return await server.respond(server.complete(body, key), request)
+
+    @api.post("/v1/responses")
+    async def responses(body: bodies.ResponsesRequest, request: Request, key: Key = admitted) -> Response:
+        return await server.respond(server.answer(body, key), request)
+
+    @api.post("/v1/embeddings")
+    async def embeddings(body: bodies.EmbeddingRequest, key: Key = admitted) -> dict[str, Any]:
+        return await server.embed(body, key)
+
+    @api.post("/tokenize")
+    async def tokenize(body: bodies.TokenizeRequest, key: Key = known) -> dict[str, Any]:
+        ids = await run_in_threadpool(server.tokens, body)
+        return {"tokens": ids, "count": len(ids), "max_model_len": server.engine.max_length}
+
+    @api.post("/detokenize")
+    async def detokenize(body: bodies.DetokenizeRequest, key: Key = known) -> dict[str, Any]:
+        server.check_ids(body.tokens, "tokens")
+        return {"prompt": server.engine.tokenizer.decode(body.tokens)}
 
     return api
 
 
-def _key_check(api_key: str) -> Callable[[Request], Awaitable[None]]:
-    async def check(request: Request) -> None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if api_key and not (scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), api_key.encode())):
-            problem = "the API key is wrong" if given else "no API key was given; send the header `Authorization: Bearer KEY`"
-            raise APIError(401, problem, code="invalid_api_key")
-
-    return check
-
-
 @dataclass
-class _Call:
+class Call:
     """One request, ready to run: prompts as ids, settings, and the shape of its response."""
 
-    body: BaseRequest
+    body: bodies.SamplingRequest
+    key: Key
     prompts: list[list[int]]
     max_tokens: int
     shape: Shape
+    param: str
+    "what of the body the prompt is"
+    n: int = 1
+    stop: list[str] = field(default_factory=list)
     logprobs: int | None = None
     echo: bool = False
+    include_usage: bool = False
+    grammar: Grammar | None = None
+    functions: list[Function] = field(default_factory=list)
 
-    @property
-    def n(self) -> int:
-        return self.body.n or 1
+    def jobs(self) -> list[tuple[list[int], Sampling]]:
+        """Return prompt and settings of each choice."""
+        asked = {"prompt_logprobs": self.logprobs} if self.echo else {}
+        return [
+            (prompt, self.body.choice_sampling(choice, self.max_tokens, self.logprobs, self.stop, self.grammar).model_copy(update=asked))
+            for prompt in self.prompts
+            for choice in range(self.n)
+        ]
 
-    def usage(self, completion_tokens: int) -> dict[str, int]:
+    def usage(self, answer: Answer) -> dict[str, Any]:
         prompt_tokens = sum(len(prompt) for prompt in self.prompts)
         return {
             "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
+            "completion_tokens": answer.generated,
+            "total_tokens": prompt_tokens + answer.generated,
+            "prompt_tokens_details": {"cached_tokens": min(answer.reused, prompt_tokens)},
         }
 
 
-class _Server:
-    """Turns request bodies into calls of the engine."""
+class Server:
+    """Turns request bodies into calls of the engine, and their answers into responses."""
 
-    def __init__(self, engine: Engine, name: str) -> None:
-        self.engine, self.name, self.created = engine, name, int(time.time())
-        self.scoring = asyncio.Lock()  # one prompt-scoring pass at a time bounds its memory
+    def __init__(self, engine: Engine, name: str, gate: Gate, limits: Limits, fim: bool) -> None:
+        self.engine, self.name, self.gate, self.limits, self.fim = engine, name, gate, limits, fim
+        self.created = int(time.time())
+        self.metrics = Metrics(engine)
+        self.embedding = asyncio.Lock()  # one pass at a time bounds its memory
 
     def card(self) -> dict[str, Any]:
         """Return the model object; `max_model_len` is what vLLM calls the context."""
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": "openmai", "max_model_len": self.engine.max_length}
 
-    def check_model(self, name: str) -> None:
-        if name != self.name:
-            raise APIError(404, f"the model '{name}' does not exist; this server has '{self.name}'", "model", "model_not_found")
+    # From bodies to calls
 
-    async def chat(self, body: ChatRequest, request: Request) -> Response:
-        self.check_model(body.model)
+    def chat(self, body: bodies.ChatRequest, key: Key) -> Call:
+        self.gate.check_model(key, body.model, self.name)
         body.check()
-        prompt, _ = self.engine.tokenizer.render([message.plain() for message in body.messages], reply=True)
+        functions = [tool.function.read() for tool in body.tools or ()]
+        functions, grammar = bodies.offered(functions, body.tool_choice, body.parallel_tool_calls is not False)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        max_tokens = body.max_completion_tokens or body.max_tokens or self.engine.max_length
-        shape = ChatShape(self.engine, self.name, logprobs is not None)
-        return await self._respond(_Call(body, [prompt], max_tokens, shape, logprobs), request)
+        return Call(
+            body, key, [self.prompt(body.messages, functions)],
+            body.max_completion_tokens or body.max_tokens or self.engine.max_length,
+            ChatShape(self.engine, self.name, logprobs is not None), "messages",
+            body.n or 1, body.stop or [], logprobs, False, body.include_usage,
+            grammar or self._grammar(body, body.response_format, "response_format"), functions,
+        )  # fmt: skip
 
-    async def complete(self, body: CompletionRequest, request: Request) -> Response:
-        self.check_model(body.model)
+    def complete(self, body: bodies.CompletionRequest, key: Key) -> Call:
+        self.gate.check_model(key, body.model, self.name)
         body.check()
-        tokenizer = self.engine.tokenizer
-        given = [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts()]
-        start: list[int] = [tokenizer.end_of_text]
-        prompts = [prompt or start for prompt in given]  # an empty prompt asks for the beginning of any document
-        max_tokens = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-        shape = CompletionShape(self.engine, self.name, body.logprobs is not None)
-        return await self._respond(_Call(body, prompts, max_tokens, shape, body.logprobs, bool(body.echo)), request)
+        prompts = [self._filled(prompt, body.suffix) for prompt in body.prompts()]
+        return Call(
+            body, key, prompts, DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens,
+            CompletionShape(self.engine, self.name, body.logprobs is not None), "prompt",
+            body.n or 1, body.stop or [], body.logprobs, bool(body.echo), body.include_usage, self._grammar(body, None, ""),
+        )  # fmt: skip
 
-    async def _respond(self, call: _Call, request: Request) -> Response:
+    def answer(self, body: bodies.ResponsesRequest, key: Key) -> Call:
+        self.gate.check_model(key, body.model, self.name)
+        body.check()
+        described = [
+            bodies.DescribedFunction(name=tool.name, description=tool.description, parameters=tool.parameters) for tool in body.tools or ()
+        ]
+        functions, grammar = bodies.offered([one.read() for one in described], body.tool_choice, body.parallel_tool_calls is not False)
+        wanted = body.text.format if body.text else None
+        settings = {
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "metadata": body.metadata or {},
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
+            "temperature": 1.0 if body.temperature is None else body.temperature,
+            "top_p": 1.0 if body.top_p is None else body.top_p,
+            "text": {"format": wanted.model_dump(by_alias=True, exclude_none=True) if wanted else {"type": "text"}},
+            "tool_choice": body.tool_choice.model_dump(exclude_none=True)
+            if isinstance(body.tool_choice, bodies.ToolChoice)
+            else body.tool_choice or "auto",
+            "tools": [
+                {"strict": None, "description": None, "parameters": None} | tool.model_dump(exclude_none=True) for tool in body.tools or ()
+            ],
+        }
+        return Call(
+            body, key, [self.prompt(body.messages(), functions)], body.max_output_tokens or self.engine.max_length,
+            ResponseShape(self.engine, self.name, settings), "input",
+            grammar=grammar or self._grammar(body, wanted, "text.format"), functions=functions,
+        )  # fmt: skip
+
+    def _grammar(self, body: bodies.SamplingRequest, wanted: bodies.ResponseFormat | None, param: str) -> Grammar | None:
+        structured = body.structured_outputs.read() if body.structured_outputs else None
+        return structured or (wanted.grammar(param) if wanted else None)
+
+    def prompt(self, messages: list[bodies.ChatMessage], functions: list[Function]) -> list[int]:
+        return self.engine.tokenizer.render(bodies.plain_messages(messages, functions), reply=True)[0]
+
+    def _filled(self, prompt: str | list[int], suffix: str | None) -> list[int]:
+        """Return a prompt as ids; with a suffix, as a question for what stands between the two (arXiv:2207.14255, PSM)."""
+        tokenizer = self.engine.tokenizer
+        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if not suffix:
+            return ids or [tokenizer.end_of_text]  # an empty prompt asks for the beginning of any document
+        if not self.fim:
+            raise APIError(400, "suffix: this model has not learned to fill in the middle", "suffix", "unsupported_parameter")
+        prefix_mark, middle_mark, suffix_mark = (tokenizer.special[f"<|fim_{part}|>"] for part in ("prefix", "middle", "suffix"))
+        return [prefix_mark, *ids, suffix_mark, *tokenizer.encode(suffix), middle_mark]
+
+    def tokens(self, body: bodies.TokenizeRequest) -> list[int]:
+        if (body.prompt is None) == (body.messages is None):
+            raise APIError(400, "give either prompt or messages", "prompt", "invalid_value")
+        return self.prompt(body.messages, []) if body.messages is not None else self.engine.tokenizer.encode(body.prompt or "")
+
+    def check_ids(self, ids: list[int], param: str) -> None:
+        if ids and max(ids) >= len(self.engine.token_bytes):
+            raise APIError(400, f"{param}: token ids must lie between 0 and {len(self.engine.token_bytes) - 1}", param, "invalid_value")
+
+    async def embed(self, body: bodies.EmbeddingRequest, key: Key) -> dict[str, Any]:
+        self.gate.check_model(key, body.model, self.name)
+        width = self.engine.model.config.width
+        if body.dimensions not in (None, width):
+            raise APIError(400, f"dimensions: this model has {width}, and its vectors cannot be cut", "dimensions", "invalid_value")
+        ids = [self.engine.tokenizer.encode(text) if isinstance(text, str) else text for text in bodies.split(body.input)]
+        try:
+            async with asyncio.timeout(self.limits.seconds), self.embedding:
+                vectors = await run_in_threadpool(embed, self.engine.model, ids)
+        except ContextLengthError as error:
+            raise APIError(400, str(error), "input", "context_length_exceeded") from None
+        total = sum(len(one) for one in ids)
+        self.gate.account(key, self.name, total, 0)
+        encode = (
+            (lambda v: base64.b64encode(v.numpy().astype("<f4").tobytes()).decode())
+            if body.encoding_format == "base64"
+            else (lambda v: v.tolist())
+        )
+        data = [{"object": "embedding", "index": place, "embedding": encode(vector)} for place, vector in enumerate(vectors)]
+        return {"object": "list", "model": self.name, "data": data, "usage": {"prompt_tokens": total, "total_tokens": total}}
+
+    # From calls to responses
+
+    async def respond(self, call: Call, request: Request) -> Response:
         """Start the call, so that its errors come with a status of their own, then stream or collect it."""
-        echoes = await self._echo(call)
-        answer = self._start(call)
+        answer = await self._start(call)
         if call.body.stream:
-            return StreamingResponse(_events(call, echoes, answer), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        collecting = asyncio.ensure_future(_collect(call, echoes, answer))
+            return StreamingResponse(self._events(call, answer), media_type="text/event-stream", headers=STREAM_HEADERS)
+        collecting = asyncio.ensure_future(self._collect(call, answer))
         leaving = asyncio.ensure_future(_disconnected(request))
-        await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        leaving.cancel()
+        try:
+            await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            answer.cancel()  # of no effect on what is complete
         if not collecting.done():
             collecting.cancel()
-            answer.cancel()
             return Response(status_code=499)  # nobody reads it
         return JSONResponse(collecting.result())
 
-    def _start(self, call: _Call) -> Answer:
-        if not call.max_tokens:
-            return Answer(self.engine, [])
-        jobs = [(prompt, call.body.sampling(choice, call.max_tokens, call.logprobs)) for prompt in call.prompts for choice in range(call.n)]
+    async def _start(self, call: Call) -> Answer:
+        if self.engine.load()[1] >= self.limits.waiting:
+            raise APIError(503, "too many requests wait; try again later", code="overloaded", kind="server_error", retry_after=5)
+        answer = Answer(self.engine, call.jobs(), self.metrics)
         try:
-            return Answer(self.engine, jobs)
+            if call.grammar:  # compiling one may take a while
+                await run_in_threadpool(answer.submit, asyncio.get_running_loop())
+            else:
+                answer.submit(asyncio.get_running_loop())
         except ContextLengthError as error:
-            param = "messages" if isinstance(call.shape, ChatShape) else "prompt"
-            raise APIError(400, str(error), param, "context_length_exceeded") from None
+            raise APIError(400, str(error), call.param, "context_length_exceeded") from None
+        except GrammarError as error:
+            param = "tools" if call.functions else "text.format" if call.param == "input" else "response_format"
+            raise APIError(400, str(error), param, "invalid_value") from None
+        return answer
 
-    async def _echo(self, call: _Call) -> dict[int, Part]:
-        """Return the prompts as the first parts of their choices, where the call wants that."""
-        if not call.echo:
-            return {}
-        longest, limit = max(len(prompt) for prompt in call.prompts), self.engine.max_length
-        if longest > limit:
-            raise APIError(400, f"prompt: {longest} tokens; the context holds {limit}", "prompt", "context_length_exceeded")
-        if not all(0 <= number < len(self.engine.token_bytes) for prompt in call.prompts for number in prompt):
-            raise APIError(400, f"prompt: token ids must lie between 0 and {len(self.engine.token_bytes) - 1}", "prompt", "invalid_value")
-        async with self.scoring:
-            parts = await run_in_threadpool(echo_parts, self.engine, call.prompts, call.logprobs)
-        return dict(enumerate(part for part in parts for _ in range(call.n)))
+    async def _parts(self, call: Call, answer: Answer) -> AsyncIterator[tuple[int, Part]]:
+        """Yield the parts of all choices as they come, the prompt first where it is to be echoed; account for them at the end."""
+        turns = [Turn(call.functions) for _ in answer.requests]
+        echoes = set(range(len(answer.requests))) if call.echo else set()
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                async for index, increment in answer:
+                    if index in echoes:
+                        echoes.remove(index)
+                        yield index, echo_part(self.engine, answer.requests[index])
+                    yield index, turns[index].read(increment)
+        finally:
+            answer.cancel()
+            self.gate.account(call.key, self.name, sum(len(prompt) for prompt in call.prompts), answer.generated)
 
+    async def _collect(self, call: Call, answer: Answer) -> dict[str, Any]:
+        """Wait for the whole answer."""
+        parts: defaultdict[int, list[Part]] = defaultdict(list)
+        async for index, part in self._parts(call, answer):
+            parts[index].append(part)
+        return call.shape.whole(parts, call.usage(answer))
 
-async def _collect(call: _Call, echoes: dict[int, Part], answer: Answer) -> dict[str, Any]:
-    """Wait for the whole answer."""
-    parts: defaultdict[int, list[Part]] = defaultdict(list, {index: [part] for index, part in echoes.items()})
-    generated = 0
-    async for index, increment in answer:
-        parts[index].append(part_of(increment))
-        generated += 1
-    if not call.max_tokens:
-        for index in range(len(call.prompts) * call.n):
-            parts[index].append(Part("", [], "length"))
-    return call.shape.whole(parts, call.usage(generated))
-
-
-async def _events(call: _Call, echoes: dict[int, Part], answer: Answer) -> AsyncIterator[str]:
-    """Yield server-sent events; a failure on the way becomes an error event."""
-    generated = 0
-    try:
-        for index in range(len(call.prompts) * call.n):
-            for opening in call.shape.opening(index):
-                yield _event(opening)
-            if index in echoes:
-                yield _event(call.shape.chunk(index, echoes[index]))
-            if not call.max_tokens:
-                yield _event(call.shape.chunk(index, Part("", [], "length")))
-        async for index, increment in answer:
-            generated += 1
-            if increment.text or increment.finish_reason or call.shape.logprobs:
-                yield _event(call.shape.chunk(index, part_of(increment)))
-        if call.body.include_usage:
-            yield _event(call.shape.closing(call.usage(generated)))
-        yield "data: [DONE]\n\n"
-    except Exception as error:  # the status line is out: the only way left to tell the caller
-        known = explain(error)
-        if known.status >= 500:
-            logging.getLogger(__name__).error("a streamed answer failed", exc_info=error)
-        yield _event(known.body)
-    finally:
-        answer.cancel()
-
-
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    async def _events(self, call: Call, answer: Answer) -> AsyncIterator[str]:
+        """Yield server-sent events; a failure on the way becomes an error event."""
+        try:
+            for event in call.shape.opening(len(answer.requests)):
+                yield encode_event(event)
+            async for index, part in self._parts(call, answer):
+                for event in call.shape.chunk(index, part):
+                    yield encode_event(event)
+            for event in call.shape.closing(call.usage(answer), call.include_usage):
+                yield encode_event(event)
+            if call.shape.last:
+                yield call.shape.last
+        except Exception as error:  # the status line is out: the only way left to tell the caller
+            known = explain(error)
+            if known.status == 500:
+                logging.getLogger(__name__).error("a streamed answer failed", exc_info=error)
+            yield f"data: {json.dumps(known.body)}\n\n"
+        finally:
+            answer.cancel()
 
 
 async def _disconnected(request: Request) -> None:

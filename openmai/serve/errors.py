@@ -10,7 +10,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from openmai.base.errors import OpenmaiError
-from openmai.infer.engine import ContextLengthError
+from openmai.infer.grammar import GrammarError
+from openmai.infer.request import ContextLengthError
 
 INVALID = "invalid_request_error"
 
@@ -18,9 +19,18 @@ INVALID = "invalid_request_error"
 class APIError(Exception):
     """A failure that the caller is told of."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, kind: str = INVALID) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        kind: str = INVALID,
+        retry_after: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = {} if retry_after is None else {"retry-after": str(retry_after)}
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -30,10 +40,14 @@ def explain(error: Exception) -> APIError:
         return error
     if isinstance(error, ContextLengthError):
         return APIError(400, str(error), "messages", "context_length_exceeded")
+    if isinstance(error, GrammarError):
+        return APIError(400, str(error), "response_format", "invalid_value")
     if isinstance(error, OpenmaiError):
         return APIError(400, str(error))
     if isinstance(error, RequestValidationError):
         return _explain_validation(error)
+    if isinstance(error, TimeoutError):
+        return APIError(504, "the answer took longer than this server allows", code="timeout", kind="server_error")
     if isinstance(error, HTTPException):
         return APIError(error.status_code, str(error.detail))
     return APIError(500, "the server failed on this request; its log says why", kind="server_error")
@@ -41,13 +55,13 @@ def explain(error: Exception) -> APIError:
 
 def install(app: FastAPI) -> None:
     """Let every failure of `app` end in an error object."""
-    for kind in (APIError, OpenmaiError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, _answer)
+    for kind in (APIError, OpenmaiError, RequestValidationError, HTTPException, TimeoutError, Exception):
+        app.add_exception_handler(kind, answer)
 
 
-async def _answer(request: Request, error: Exception) -> JSONResponse:
+async def answer(request: Request, error: Exception) -> JSONResponse:
     known = explain(error)
-    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else known.headers
     return JSONResponse(known.body, status_code=known.status, headers=headers)
 
 

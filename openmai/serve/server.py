@@ -7,16 +7,24 @@ import os
 import shlex
 import signal
 import socket
+from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 
 from openmai.base.errors import OpenmaiError
 from openmai.base.progress import say
 from openmai.infer.engine import Engine
-from openmai.infer.load import load_assistant
+from openmai.infer.load import load_assistant, load_draft
+from openmai.infer.weights import pack
 from openmai.serve.app import create_app
 from openmai.serve.config import ServeConfig
+from openmai.serve.external import serve_external
+from openmai.serve.gate import Gate
+from openmai.serve.keys import KeyStore
+from openmai.serve.runs import Runs
 
 DRAIN_SECONDS = 120  # after SIGTERM running answers get this long
 
@@ -25,17 +33,55 @@ def serve(config: ServeConfig) -> None:
     """Serve `config.path` until SIGTERM or Ctrl-C; running answers are finished first."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    with listen(config.host, config.port) as listener:
+    with ExitStack() as stack:
+        if config.engine != "openmai":
+            serve_external(config, stack, run)
+            return
+        listener = stack.enter_context(listen(config.host, config.port))
         model, tokenizer, found = load_assistant(config.path)
+        draft = None if config.draft is None else load_draft(config.draft, model)
+        for part in (model, draft):
+            if part is not None:
+                pack(part, config.weights)
+        gate = open_gate(config, stack)
+        engine = stack.enter_context(Engine(model, tokenizer, config, draft))
         name = config.name or found
-        api_key = config.api_key or os.environ.get("OPENMAI_API_KEY", "")
-        with Engine(model, tokenizer, config.rows, config.max_length) as engine:
-            app = create_app(engine, name, api_key)
-            settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: None)  # uvicorn raises the signal again after draining; it has done its work by then
-            _Announcing(settings, _greeting(listener, name, bool(api_key))).run(sockets=[listener])
+        run(create_app(engine, name, gate, config.limits, config.fim, find_runs(config)), listener, name, gate)
     say("stopped")
+
+
+def open_gate(config: ServeConfig, stack: ExitStack) -> Gate:
+    """Return the gate with the configured keys."""
+    store = KeyStore(config.keys) if config.keys else None
+    if store:
+        stack.callback(store.close)
+    return Gate(config.api_key or os.environ.get("OPENMAI_API_KEY", ""), store)
+
+
+def find_runs(config: ServeConfig) -> Runs | None:
+    """Return the runs to show: those that the model's own run lies among, unless told otherwise."""
+    if config.runs is not None:
+        if not config.runs.is_dir():
+            raise OpenmaiError(f"runs={config.runs}: no such folder")
+        return Runs(config.runs)
+    folder = config.path.resolve()
+    run_folder = folder.parent if (folder / "model.json").exists() else folder
+    return Runs(run_folder.parent) if run_folder.parent != Path("/") else None
+
+
+def run(app: FastAPI, listener: socket.socket, name: str, gate: Gate) -> None:
+    """Answer on `listener` until told to stop."""
+    settings = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        h11_max_incomplete_event_size=1 << 16,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # uvicorn raises the signal again after draining; it has done its work by then
+    _Announcing(settings, _greeting(listener, name, gate.asks)).run(sockets=[listener])
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -145,6 +145,7 @@ def _symbolic(config: DryRunConfig, team: Team, architecture: ModelConfig, micro
     with torch.device("meta"):
         model: Any = Transformer(architecture)
     parameters = num_parameters(model)
+    assert config.micro_rows
     say(
         f"{parameters / 1e9:,.1f}B parameters on {config.processes:,} processes ({_named(team.layout)}); process {config.rank:,}, "
         f"{micro_batches} micro-batches of {config.micro_rows} x {config.context:,} tokens, "

@@ -1,0 +1,404 @@
+"""python benchmarks/serve.py --work DIR [--threads 2] [--clients 1 4 16] [--prompt 128] [--tokens 64] [--only NAME ...] [--load 1000]
+
+Our server beside llama.cpp's (xllamacpp) and `generate` of transformers: the same model of about 100M parameters and random weights, the
+same threads, the same prompts of token ids, greedy, a fixed number of tokens. Each contender is a process of its own, so its peak memory
+is known. Servers are asked over HTTP and stream; a client asks again as soon as it has its answer, for as many rounds as `--rounds` says.
+
+fp32 beside fp32, int8 beside Q8_0. What memory bandwidth allows is worked out from a measured sum over a large array. Then what a common
+prefix and guesses bring, and with --load N a storm: N requests of 64 clients of which a third leave in the middle, after which no block
+may be held and memory must be flat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+SHAPE = {"num_layers": 12, "width": 768, "num_heads": 12, "num_kv_heads": 4, "ffn_width": 2048, "context": 1024}
+VOCABULARY = 16384
+
+
+def make(work: Path) -> None:
+    """Write tokenizer, checkpoint, Hugging Face folder and GGUF files, unless they are there."""
+    import torch
+
+    from openmai.base.artifact import create
+    from openmai.base.config import Config
+    from openmai.cli import main
+    from openmai.model.checkpoint import KIND, save_model
+    from openmai.model.config import ModelConfig
+    from openmai.model.transformer import Transformer, num_parameters
+    from openmai.tokenizer.train import learn, save
+
+    if not (work / "model/manifest.json").exists():
+        (work / "tokenizer").mkdir(parents=True, exist_ok=True)
+        texts = [path.read_text(encoding="utf-8") for path in sorted(Path("examples").rglob("*.md"))]
+        save(learn(iter(texts), 4096), work / "tokenizer")
+        model = Transformer(ModelConfig(vocab_size=VOCABULARY, **SHAPE)).eval()
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0, 0.04, generator=generator)
+        print(f"{num_parameters(model) / 1e6:.1f}M parameters")
+        with create(work / "model", kind=KIND, version=1, config=Config()) as making:
+            save_model(model, work / "model", work / "tokenizer")
+            making.finish(metrics={})
+    for arguments in (
+        ["hf", "--checkpoint", f"{work}/model", "--out", f"{work}/hf"],
+        *(["gguf", "--checkpoint", f"{work}/model", "--out", f"{work}/gguf-{kind}", "--quantize", kind] for kind in ("f32", "q8_0")),
+    ):
+        assert main(["export", *arguments]) == 0
+
+
+# The contenders, each in a process of its own
+
+
+def serve_llama(file: str, rows: int, threads: int, length: int) -> None:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = file
+    params.n_ctx, params.n_parallel, params.n_batch, params.n_ubatch = rows * length, rows, 2048, 512
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.warmup, params.port = True, 0
+    server = xllamacpp.Server(params)
+    print(f"at {server.listening_address}", flush=True)
+    signal.pause()
+
+
+def generate_transformers(folder: str, threads: int, prompts: list[list[int]], tokens: int) -> None:
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for batch in (1, 16):
+        ids = torch.tensor((prompts * 16)[:batch])
+        settings = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        model.generate(ids[:1, :8], **(settings | {"max_new_tokens": 2, "min_new_tokens": 2}))
+        began, used = time.monotonic(), time.process_time()
+        model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+        made = {
+            "batch": batch,
+            "rate": batch * tokens / (time.monotonic() - began),
+            "cpu_ms": (time.process_time() - used) / batch / tokens * 1e3,
+        }
+        print(json.dumps(made), flush=True)
+
+
+@dataclass
+class Contender:
+    name: str
+    command: list[str]
+    model: str = "bench"
+    extra: dict[str, Any] = field(default_factory=lambda: {"ignore_eos": True})
+
+
+def contenders(work: Path, threads: int, rows: int) -> list[Contender]:
+    ours = [
+        sys.executable,
+        "-m",
+        "openmai",
+        "serve",
+        f"{work}/model",
+        "--port",
+        "0",
+        "--name",
+        "bench",
+        f"--threads={threads}",
+        f"--rows={rows}",
+    ]
+    length = SHAPE["context"]
+
+    def llama(kind: str) -> list[str]:
+        return [sys.executable, __file__, "--llama", f"{work}/gguf-{kind}/model-{kind}.gguf", str(rows), str(threads), str(length)]
+
+    return [
+        Contender("openmai fp32", ours),
+        Contender("llama.cpp fp32", llama("f32")),
+        Contender("openmai fp16", [*ours, "--weights=fp16"]),
+        Contender("openmai int8", [*ours, "--weights=int8"]),
+        Contender("llama.cpp Q8_0", llama("q8_0")),
+        Contender("openmai int4", [*ours, "--weights=int4"]),
+    ]
+
+
+@contextmanager
+def running(contender: Contender, threads: int) -> Iterator[tuple[str, int]]:
+    """Start a server; yields its address and process id."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(contender.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    assert process.stdout is not None
+    address = ""
+    for line in process.stdout:
+        if "http://" in line:
+            address = "http://" + line.split("http://")[-1].split("/")[0].split()[0]
+            break
+    assert address, f"{contender.name} did not start"
+    drain = subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL)
+    try:
+        yield address, process.pid
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        drain.wait(5)
+
+
+def memory(pid: int, which: str = "VmHWM") -> float:
+    """Return peak (or present, VmRSS) memory of a process in MB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(which)) / 1024
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# The clients
+
+
+async def ask(client: httpx.AsyncClient, contender: Contender, prompt: list[int], tokens: int, times: dict[str, list[float]]) -> None:
+    body = {
+        "model": contender.model,
+        "prompt": prompt,
+        "max_tokens": tokens,
+        "temperature": 0,
+        "stream": True,
+        "logit_bias": {},
+        **contender.extra,
+    }
+    if "llama" in contender.name:
+        body["cache_prompt"] = False
+        del body["logit_bias"]
+    began = last = time.monotonic()
+    first = True
+    async with client.stream("POST", "/v1/completions", json=body) as response:
+        assert response.status_code == 200, await response.aread()
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                now = time.monotonic()
+                times["first" if first else "between"].append(now - (began if first else last))
+                first, last = False, now
+
+
+async def measure(
+    contender: Contender, address: str, clients: int, rounds: int, tokens: int, prompts: list[list[int]]
+) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {"first": [], "between": []}
+    async with httpx.AsyncClient(base_url=address, timeout=600) as client:
+
+        async def one(number: int) -> None:
+            for turn in range(rounds):
+                await ask(client, contender, prompts[(number * rounds + turn) % len(prompts)], tokens, times)
+
+        await asyncio.gather(*(one(number) for number in range(clients)))
+    return times
+
+
+def quantile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return 1e3 * ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+
+
+def make_prompts(count: int, length: int, seed: int = 0) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(300, 3000) for _ in range(length)] for _ in range(count)]
+
+
+def compare(options: argparse.Namespace) -> None:
+    prompts = make_prompts(64, options.prompt)
+    print("\n| | clients | tokens/s | CPU ms/token | TTFT p50 | p99 ms | between p50 | p99 ms | peak MB |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for contender in contenders(options.work, options.threads, max(options.clients)):
+        if options.only and contender.name not in options.only:
+            continue
+        with running(contender, options.threads) as (address, pid):
+            asyncio.run(measure(contender, address, 1, 1, 4, make_prompts(1, options.prompt, 9)))
+            for clients in options.clients:
+                began, used = time.monotonic(), cpu_seconds(pid)
+                rounds = max(1, options.rounds * 4 // clients if clients < 4 else options.rounds)
+                found = asyncio.run(measure(contender, address, clients, rounds, options.tokens, prompts))
+                made, seconds = clients * rounds * options.tokens, time.monotonic() - began
+                cells = [f"{made / seconds:.1f}", f"{1e3 * (cpu_seconds(pid) - used) / made:.1f}"]
+                cells += [f"{quantile(found[kind], share):.0f}" for kind in ("first", "between") for share in (0.5, 0.99)]
+                print(f"| {contender.name} | {clients} | {' | '.join(cells)} | {memory(pid):.0f} |", flush=True)
+    if not options.only or "transformers" in options.only:
+        command = [
+            sys.executable,
+            __file__,
+            "--transformers",
+            f"{options.work}/hf",
+            str(options.threads),
+            str(options.prompt),
+            str(options.tokens),
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
+        for line in subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines():
+            if line.startswith("{"):
+                row = json.loads(line)
+                print(f"| transformers generate | batch {row['batch']} | {row['rate']:.1f} | {row['cpu_ms']:.1f} | | | | | |", flush=True)
+
+
+def gains(options: argparse.Namespace) -> None:
+    """What the prefix cache and guesses save: milliseconds of CPU per request."""
+    base = contenders(options.work, options.threads, 16)[0]
+    shared = make_prompts(1, 600, 5)[0]
+    print("\n| | requests | CPU ms each | TTFT p50 ms | tokens/s |\n|---|--:|--:|--:|--:|")
+    repeating = [(make_prompts(1, 12, seed)[0] * 11)[:128] for seed in range(8)]
+    for name, extra, prompts, tokens in (
+        ("600 tokens in common, no prefix cache", ["--prefix_cache=false"], [shared + one for one in make_prompts(8, 20)], 8),
+        ("600 tokens in common, prefix cache", [], [shared + one for one in make_prompts(8, 20)], 8),
+        ("repeating text, no guesses", [], repeating, 128),
+        ("repeating text, ngram", ["--speculate=ngram"], repeating, 128),
+    ):
+        contender = Contender(name, [*base.command, *extra])
+        with running(contender, options.threads) as (address, pid):
+            asyncio.run(measure(contender, address, 1, 1, 4, [prompts[0]]))
+            began, used = time.monotonic(), cpu_seconds(pid)
+            found = asyncio.run(measure(contender, address, 1, len(prompts), tokens, prompts))
+            cpu = 1e3 * (cpu_seconds(pid) - used) / len(prompts)
+            rate = len(prompts) * tokens / (time.monotonic() - began)
+            print(f"| {name} | {len(prompts)} | {cpu:.0f} | {quantile(found['first'], 0.5):.0f} | {rate:.1f} |", flush=True)
+
+
+def storm(options: argparse.Namespace) -> None:
+    """Many requests, many clients, a third of whom leave; then SIGTERM in the middle of the next ones."""
+    base = contenders(options.work, options.threads, 16)[3]
+    base.command += ["--max_length=256"]
+    rng = random.Random(1)
+    with running(base, options.threads) as (address, pid):
+        kept, left, failed, sizes = 0, 0, [], []
+
+        async def client(number: int, queue: Iterator[int], http: httpx.AsyncClient) -> None:
+            nonlocal kept, left
+            for place in queue:
+                body = {
+                    "model": "bench",
+                    "prompt": make_prompts(1, rng.randrange(1, 60), place)[0],
+                    "max_tokens": rng.randrange(1, 24),
+                    "stream": True,
+                }
+                leaves = rng.random() < 1 / 3
+                try:
+                    async with http.stream("POST", "/v1/completions", json=body) as response:
+                        lines = 0
+                        done = False
+                        async for line in response.aiter_lines():
+                            lines += 1
+                            done = done or line == "data: [DONE]"
+                            if leaves and lines > 2:
+                                left += 1
+                                break
+                        else:
+                            kept += done
+                            if not done:
+                                failed.append(response.status_code)
+                except httpx.HTTPError as error:
+                    failed.append(repr(error))
+                if place % 50 == 0:
+                    sizes.append((place, round(memory(pid, "VmRSS"))))
+
+        async def run(count: int) -> None:
+            queue = iter(range(count))
+            async with httpx.AsyncClient(base_url=address, timeout=600, limits=httpx.Limits(max_connections=64)) as http:
+                await asyncio.gather(*(client(number, queue, http) for number in range(64)))
+
+        began = time.monotonic()
+        asyncio.run(run(options.load))
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and (httpx.get(f"{address}/health").json()["running"] or sum(held(address))):
+            time.sleep(0.2)
+        spent = time.monotonic() - began
+        print(f"\nstorm: {options.load} requests, 64 clients, {spent:.0f} s: {kept} answered, {left} left, {len(failed)} failed")
+        print(f"blocks still held: {held(address)[0]:.0f}; memory MB after n requests: {sizes[:: max(1, len(sizes) // 8)]}")
+    print(f"SIGTERM: {asyncio.run(terminate(base, options.threads))}")
+
+
+def held(address: str) -> list[float]:
+    text = httpx.get(f"{address}/metrics").text
+    return [float(line.split()[-1]) for line in text.splitlines() if line.startswith("openmai_cache_used_blocks ")]
+
+
+async def terminate(contender: Contender, threads: int) -> str:
+    """Send SIGTERM while 32 requests run; count the answers that come whole."""
+    with running(contender, threads) as (address, pid):
+        async with httpx.AsyncClient(base_url=address, timeout=600) as http:
+            body = {"model": "bench", "max_tokens": 20, "ignore_eos": True}
+            asking = [
+                asyncio.ensure_future(http.post("/v1/completions", json=body | {"prompt": prompt})) for prompt in make_prompts(32, 20)
+            ]
+            while sum((await http.get("/health")).json()[name] for name in ("running", "waiting")) < 32:
+                await asyncio.sleep(0.02)
+            os.kill(pid, signal.SIGTERM)
+            answers = await asyncio.gather(*asking, return_exceptions=True)
+    whole = sum(
+        isinstance(one, httpx.Response) and one.status_code == 200 and one.json()["usage"]["completion_tokens"] == 20 for one in answers
+    )
+    return f"{whole} of 32 accepted requests answered"
+
+
+def bandwidth(threads: int) -> float:
+    """Measure bytes per second of a sum over an array far larger than the caches."""
+    import torch
+
+    torch.set_num_threads(threads)
+    array = torch.ones(100_000_000)
+    times = []
+    for _ in range(5):
+        began = time.monotonic()
+        array.sum()
+        times.append(time.monotonic() - began)
+    return array.nbytes / min(times)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--llama"]:
+        return serve_llama(sys.argv[2], *(int(one) for one in sys.argv[3:]))
+    if sys.argv[1:2] == ["--transformers"]:
+        return generate_transformers(sys.argv[2], int(sys.argv[3]), make_prompts(64, int(sys.argv[4])), int(sys.argv[5]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--load", type=int, default=0)
+    parser.add_argument("--no-compare", action="store_true")
+    options = parser.parse_args()
+    make(options.work)
+    speed = bandwidth(options.threads)
+    print(f"{platform.machine()}, {options.threads} threads, load {os.getloadavg()[0]:.1f}; memory {speed / 1e9:.1f} GB/s")
+    print(f"one client can have {speed / 352e6:.0f} tokens/s in fp32, {speed / 88e6:.0f} in int8, by the matrices alone")
+    if not options.no_compare:
+        compare(options)
+        gains(options)
+    if options.load:
+        storm(options)
+    return None
+
+
+if __name__ == "__main__":
+    main()

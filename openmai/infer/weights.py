@@ -1,0 +1,179 @@
+"""Matrices in the forms that are fastest on a CPU: packed for MKL, or in fewer bits.
+
+A step of few tokens reads every weight once, so fewer bits are more tokens per second; and MKL's packed form computes 2 to 32 rows in
+little more than the time of one, which its plain form does not (docs/LOG.md).
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numba import njit
+from torch import Tensor, nn
+
+from openmai.base.errors import OpenmaiError
+from openmai.model.attention import LatentAttention
+from openmai.model.transformer import Transformer
+
+GROUP = 32  # weights that share a scale in int4
+KINDS = ("", "fp16", "int8", "int4")
+
+
+class PackedLinear(nn.Module):
+    """A linear layer in fp32 that MKL has laid out for itself; the plain matrix is given up."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.bias = None if linear.bias is None else linear.bias.data
+        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(linear.weight.data.contiguous(), 16)
+        self.shape = torch.empty(linear.weight.shape)  # never written nor read, so it takes no memory: the call wants the shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkl._mkl_linear(x, self.packed, self.shape, self.bias, x.numel() // x.shape[-1])
+
+
+class HalfLinear(nn.Module):
+    """A linear layer with weights in fp16, activations and sums in fp32."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.width = linear.out_features
+        self.bias = torch.zeros(self.width) if linear.bias is None else linear.bias.data
+        self.packed = torch.fbgemm_pack_gemm_matrix_fp16(linear.weight.data.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.fbgemm_linear_fp16_weight_fp32_activation(x.reshape(-1, x.shape[-1]), self.packed, self.bias)
+        return y.view(*x.shape[:-1], self.width)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with 8-bit weights, a scale per output, and activations brought to 8 bits token by token.
+
+    Sums are of whole numbers and each token has a scale of its own, so what a token gets does not depend on the others of its batch.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.bias = None if linear.bias is None else linear.bias.data
+        weight = linear.weight.data
+        scales = (weight.abs().amax(dim=1).double() / 127).clamp(min=1e-12)
+        quantized = torch.quantize_per_channel(weight, scales, torch.zeros(len(weight), dtype=torch.long), 0, torch.qint8)
+        self.packed = torch.ops.quantized.linear_prepack(quantized, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled, top = torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty(*x.shape[:-1], 1)
+        _scale_rows(x.contiguous().view(-1, x.shape[-1]).numpy(), scaled.view(-1, x.shape[-1]).numpy(), top.view(-1).numpy())
+        y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(scaled, 1 / 127, 128, self.packed).mul_(top)
+        return y if self.bias is None else y + self.bias
+
+
+class Int4Linear(nn.Module):
+    """A linear layer with 4-bit weights in groups of 32, each with its least value and its step; multiplied in bf16."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.bias = None if linear.bias is None else linear.bias.data
+        groups = linear.weight.data.unflatten(1, (-1, GROUP))
+        least, most = groups.amin(-1), groups.amax(-1)
+        step = ((most - least) / 15).clamp(min=1e-8)
+        numbers = ((groups - least.unsqueeze(-1)) / step.unsqueeze(-1)).round().clamp(0, 15).to(torch.int32).flatten(1)
+        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 8)
+        self.scales = torch.stack((step, least + 8 * step), dim=-1).transpose(0, 1).contiguous().bfloat16()  # w = (number - 8) step + zero
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).bfloat16()
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, GROUP, self.scales).to(x.dtype).view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
+class PackedNorm(nn.Module):
+    """RMSNorm in one compiled pass; PyTorch's takes eight on a CPU, which for one token is most of its time."""
+
+    def __init__(self, norm: nn.RMSNorm) -> None:
+        super().__init__()
+        self.eps = float(norm.eps or torch.finfo(torch.float32).eps)
+        self.scale = torch.ones(norm.normalized_shape) if norm.weight is None else norm.weight.data
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        _normalize_rows(x.contiguous().view(-1, x.shape[-1]).numpy(), y.view(-1, x.shape[-1]).numpy(), self.scale.numpy(), self.eps)
+        return y
+
+
+@njit(fastmath={"reassoc", "contract", "nsz"}, cache=True, nogil=True, error_model="numpy")
+def _scale_rows(x, scaled, top):  # type: ignore[no-untyped-def]
+    """Bring each row to the range -1 to 1, and note by what."""
+    for row in range(x.shape[0]):
+        most = np.float32(1e-30)
+        for column in range(x.shape[1]):
+            most = max(most, abs(x[row, column]))
+        top[row] = most
+        for column in range(x.shape[1]):
+            scaled[row, column] = x[row, column] / most
+
+
+@njit(fastmath={"reassoc", "contract", "nsz"}, cache=True, nogil=True, error_model="numpy")
+def _normalize_rows(x, y, scale, eps):  # type: ignore[no-untyped-def]
+    """Divide each row by its root mean square, and multiply by the weights."""
+    for row in range(x.shape[0]):
+        total = np.float32(0)
+        for column in range(x.shape[1]):
+            total += x[row, column] * x[row, column]
+        factor = np.float32(1) / np.sqrt(total / np.float32(x.shape[1]) + np.float32(eps))
+        for column in range(x.shape[1]):
+            y[row, column] = x[row, column] * factor * scale[column]
+
+
+@torch.no_grad()
+def pack(model: Transformer, kind: str = "") -> Transformer:
+    """Replace the linear layers and norms of a model on a CPU in fp32 by packed ones; other models stay as they are. Works in place.
+
+    `kind` is "", fp16, int8 or int4. Experts and the latent expansion of MLA, which are not single products, keep fp32. Raises
+    OpenmaiError where this machine or this model cannot do it.
+    """
+    weight = model.embedding.weight
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        if kind:
+            raise OpenmaiError(
+                f"weights={kind}: for models in fp32 on a CPU, this one is {weight.dtype} on {weight.device.type}; leave it out"
+            )
+        return model
+    if kind in ("fp16", "int8") and "fbgemm" not in torch.backends.quantized.supported_engines:
+        raise OpenmaiError(f"weights={kind}: this PyTorch has no fbgemm, which is for x86 processors; leave it out")
+    if kind == "int8":
+        torch.backends.quantized.engine = "fbgemm"
+    forms: dict[str, type[nn.Module]] = {"": PackedLinear, "fp16": HalfLinear, "int8": Int8Linear, "int4": Int4Linear}
+    if not kind and not torch.backends.mkl.is_available():
+        return model
+    kept = {id(module.kv_up) for module in model.modules() if isinstance(module, LatentAttention)}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(fbgemm|torch.quantize)", UserWarning)  # deprecated; pyproject.toml holds the version of PyTorch
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear) and id(child) not in kept:
+                    fits = kind != "int4" or (child.in_features % GROUP == 0 and child.out_features % 16 == 0)
+                    setattr(module, name, (forms[kind] if fits else PackedLinear)(child))
+                elif isinstance(child, nn.RMSNorm):
+                    setattr(module, name, PackedNorm(child))
+    return model
+
+
+def reference(kind: str, linear: nn.Linear, x: Tensor) -> Tensor:
+    """Return what the packed form of `linear` should give for `x`, by plain arithmetic on rounded weights: the slow twin of the above."""
+    weight = linear.weight.data
+    if kind == "fp16":
+        weight = weight.half().float()
+    elif kind == "int8":
+        step = weight.abs().amax(dim=1, keepdim=True) / 127
+        weight = (weight / step).round() * step
+        step = x.abs().amax(dim=-1, keepdim=True) / 127
+        x = (x / step).round().clamp(-128, 127) * step
+    elif kind == "int4":
+        groups = weight.unflatten(1, (-1, GROUP))
+        least = groups.amin(-1, keepdim=True)
+        step = (groups.amax(-1, keepdim=True) - least) / 15
+        weight = (((groups - least) / step).round() * step + least).flatten(1)
+    return F.linear(x, weight, linear.bias)

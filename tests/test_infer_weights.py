@@ -1,0 +1,80 @@
+"""OMP_NUM_THREADS=1 python -m pytest tests/test_infer_weights.py: packed matrices against plain arithmetic on rounded weights."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import randomize
+from torch import nn
+
+from openmai.base.errors import OpenmaiError
+from openmai.infer.config import EngineConfig, Sampling
+from openmai.infer.engine import Engine
+from openmai.infer.weights import HalfLinear, Int4Linear, Int8Linear, PackedLinear, pack, reference
+from openmai.model.config import MLAConfig, ModelConfig, MoEConfig
+from openmai.model.transformer import Transformer
+from openmai.tokenizer.tokenizer import Tokenizer
+
+FORMS = {"": PackedLinear, "fp16": HalfLinear, "int8": Int8Linear, "int4": Int4Linear}
+pytestmark = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="these kernels are for x86")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_packed_layer_computes_what_its_twin_does(kind: str, bias: bool) -> None:
+    torch.manual_seed(0)
+    torch.backends.quantized.engine = "fbgemm"
+    linear = nn.Linear(128, 64, bias=bias)
+    packed = FORMS[kind](linear)
+    for shape in ((1, 1, 128), (1, 7, 128), (40, 128)):
+        x = torch.randn(shape)
+        with torch.inference_mode():
+            expected, found = reference(kind, linear, x), packed(x)
+            assert found.shape == expected.shape
+            assert (found - expected).norm() / expected.norm() < (5e-3 if kind == "int4" else 1e-5)  # int4 multiplies in bf16
+            assert (found - linear(x)).norm() / expected.norm() < {"": 1e-5, "fp16": 1e-3, "int8": 0.02, "int4": 0.12}[kind]
+
+
+def test_a_token_in_int8_does_not_depend_on_its_batch() -> None:
+    torch.backends.quantized.engine = "fbgemm"
+    packed, x = Int8Linear(nn.Linear(96, 80)), torch.randn(16, 96) * torch.logspace(-3, 3, 16)[:, None]
+    with torch.inference_mode():
+        assert all(torch.equal(packed(x[row : row + 1])[0], packed(x)[row]) for row in range(16))
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_engines_run_packed_models(kind: str, tiny_tokenizer: Path) -> None:
+    tokenizer = Tokenizer.load(tiny_tokenizer)
+    common = {"vocab_size": 384, "num_layers": 2, "width": 64, "num_heads": 4, "ffn_width": 96, "context": 64}
+    for change in (
+        {"num_kv_heads": 2, "tied_embeddings": True},
+        {"mla": MLAConfig(query_rank=32, kv_rank=32, nope_width=8, rope_width=8, value_width=16)},
+        {"moe": MoEConfig(num_experts=4, num_active=2, expert_width=32, num_shared=1)},
+    ):
+        model = Transformer(ModelConfig(**common, **change)).eval()
+        model.initialize(0)
+        randomize(model, seed=1)
+        packed = pack(copy.deepcopy(model), kind)
+        prompts, sampling = [[9, 30, 60], list(range(10, 40))], Sampling(max_tokens=12, temperature=0, prompt_logprobs=0)
+        with Engine(model, tokenizer, EngineConfig()) as engine:
+            plain = engine.generate(prompts, sampling)
+        with Engine(packed, tokenizer, EngineConfig()) as engine:
+            found = engine.generate(prompts, sampling)
+        if not kind:
+            assert [answer.ids for answer in found] == [answer.ids for answer in plain]
+        off = [
+            abs(a.value - b.value)
+            for x, y in zip(plain, found, strict=True)
+            for a, b in zip(x.prompt_logprobs, y.prompt_logprobs, strict=True)
+        ]
+        assert sum(off) / len(off) < {"": 1e-4, "fp16": 0.02, "int8": 0.5, "int4": 2.0}[kind]
+
+
+def test_what_cannot_be_packed_is_refused() -> None:
+    model = Transformer(ModelConfig(vocab_size=32, num_layers=1, width=16, num_heads=2, ffn_width=16)).eval().bfloat16()
+    assert pack(model) is model
+    with pytest.raises(OpenmaiError, match=r"int8: for models in fp32 on a CPU, this one is torch.bfloat16"):
+        pack(model, "int8")
