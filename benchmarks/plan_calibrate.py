@@ -320,7 +320,7 @@ def main() -> None:
         errors = [
             abs(math.expm1(log_error(row, merge_factors(factors, row.gpu, row.precision, row.software, row.options)))) for row in held
         ]
-        band = float(np.quantile(errors, 0.8)) if len(errors) > 4 else 0.15
+        band = float(np.quantile(errors, 0.8, method="higher")) if len(errors) > 4 else 0.15
         print(
             f"{name:18} {len(fitted):3} fitted, {len(held):3} held out: mean error {100 * np.mean(errors):5.1f} %, "
             f"four of five within {100 * band:.0f} %"
