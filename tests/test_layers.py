@@ -149,7 +149,7 @@ print("torch" in sys.modules, status)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["plan"], ["plan", "mai-1"], ["plan", "mai-1", "--json", "--tokens", "15T"]], ids=" ".join
+    "arguments", [["--help"], ["plan"], ["plan", "mai-1"], ["plan", "gpt2-124m", "--json", "--tokens", "15T", "--gpus", "8"]], ids=" ".join
 )
 def test_commands_answer_without_torch(arguments: list[str]) -> None:
     assert python("-c", _RUN_AND_LOOK, *arguments).splitlines()[-1] == "False 0"
