@@ -57,6 +57,7 @@ class Counter:
     def __init__(self) -> None:
         self.sent = {"gather weights": 0, "scatter gradients": 0, "tensor parallel": 0, "all-to-all": 0}
         self.shards: set[int] = set()
+        self.ours = False  # in one of our own exchanges, which use the same calls
         self._weights("all_gather_single", "gather weights", 0)  # (output, input): what FSDP2 calls
         self._weights("reduce_scatter_single", "scatter gradients", 1)
         self._own("_gathered", "tensor parallel", whole=False)
@@ -68,7 +69,7 @@ class Counter:
 
         def counted(*tensors: torch.Tensor, group: dist.ProcessGroup, **keywords: Any) -> object:
             tensor, size = [*tensors, keywords.get("output"), keywords.get("input")][place], dist.get_world_size(group)
-            if size in self.shards:  # not between replicas
+            if size in self.shards and not self.ours:  # not between replicas
                 self.sent[what] += tensor.numel() * tensor.element_size() * (size - 1) // size
             return original(*tensors, group=group, **keywords)
 
@@ -80,7 +81,10 @@ class Counter:
         def counted(x: torch.Tensor, axis: Any) -> torch.Tensor:
             size = x.numel() * x.element_size() * (1 if whole else axis.size)
             self.sent[what] += size * (axis.size - 1) // axis.size
-            return original(x, axis)
+            self.ours = True
+            result = original(x, axis)
+            self.ours = False
+            return result
 
         setattr(collectives, name, counted)
 

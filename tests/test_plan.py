@@ -420,6 +420,8 @@ def test_emitted_files_are_what_train_takes(tmp_path: Path, capsys: pytest.Captu
     assert job["spec"]["completions"] == 2
     assert service["metadata"]["name"] == job["spec"]["template"]["spec"]["subdomain"]
     assert "emit needs gpus and tokens" in fail(capsys, "llama-3.2-1b", "--emit", "recipe")
+    low = ("llama-3.2-1b", "--tokens", "1B", "--gpus", "8", *SMALL, "--precision", "fp8", "--emit", "recipe", "--out", str(tmp_path))
+    assert "plan with precision=bf16" in fail(capsys, *low)
 
 
 @pytest.mark.parametrize(

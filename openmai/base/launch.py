@@ -65,7 +65,7 @@ srun --kill-on-bad-exit=1 {launch.torchrun(f'"$first:{PORT}"')}
 
 
 def kubernetes_manifest(launch: Launch) -> str:
-    """Return a headless service and an indexed job of one pod per machine (Kubernetes 1.28); the first pod is the meeting point."""
+    """Return a headless service and an indexed job of one pod per machine (Kubernetes 1.29); the first pod is the meeting point."""
     host = f"{launch.name}-0.{launch.name}"
     arguments = launch.torchrun(f"{host}:{PORT}")
     return f"""apiVersion: v1

@@ -23,11 +23,13 @@ LAYOUT = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep", "schedule", "check
 def emit_recipe(config: PlanConfig, plan: Plan) -> list[Path]:
     """Write recipe.yaml, pretrain.yaml, torchrun.sh, slurm.sbatch and kubernetes.yaml to `config.out`.
 
-    Raises OpenmaiError for a layout that training has no name for, and for GPUs that do not fill machines.
+    Raises OpenmaiError for a precision or a layout that training does not have, and for GPUs that do not fill machines.
     """
     assert plan.training is not None
     assert plan.training.run is not None
     layout, per_node = plan.training.layout, plan.gpu.per_node
+    if config.precision != "bf16":
+        raise OpenmaiError(f"emit: training computes in bf16, the plan in {config.precision}; plan with precision=bf16")
     if layout.etp > 1 or layout.zero not in (2, 3):
         raise OpenmaiError(f"emit: training divides the whole state (zero=3) and no expert (etp=1); {layout.describe()} does not")
     if layout.processes > per_node and layout.processes % per_node:
