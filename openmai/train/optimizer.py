@@ -75,6 +75,10 @@ def _by_gram(x: Tensor, polynomials: Sequence[tuple[float, float, float]]) -> Te
     return product @ x
 
 
+AT_ONCE = 256 << 20
+"bytes of fp32 matrices that are orthogonalised together; it takes some five times as much for the time being"
+
+
 def orthogonalize_all(updates: list[Tensor], steps: int = 5, method: str = "newton-schulz", rms: bool = False) -> list[Tensor]:
     """Orthogonalise each matrix (R, C), also in stacks (E, R, C), those of one shape together, and scale it as `scale` says."""
     by_shape: dict[torch.Size, list[int]] = defaultdict(list)
@@ -83,8 +87,11 @@ def orthogonalize_all(updates: list[Tensor], steps: int = 5, method: str = "newt
     results = list(updates)
     for (rows, columns), indices in by_shape.items():
         parts = [updates[index].reshape(-1, rows, columns) for index in indices]
-        stack = orthogonalize(torch.cat(parts), steps, method) * scale(rows, columns, rms)
-        for index, part in zip(indices, stack.split([len(part) for part in parts]), strict=True):
+        done = [
+            orthogonalize(some, steps, method) * scale(rows, columns, rms)
+            for some in torch.cat(parts).split(max(1, AT_ONCE // (4 * rows * columns)))
+        ]
+        for index, part in zip(indices, torch.cat(done).split([len(part) for part in parts]), strict=True):
             results[index] = part.view_as(updates[index])
     return results
 
