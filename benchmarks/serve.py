@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -148,8 +149,8 @@ def running(contender: Contender, threads: int) -> Iterator[tuple[str, int]]:
     assert process.stdout is not None
     address = ""
     for line in process.stdout:
-        if "http://" in line:
-            address = "http://" + line.split("http://")[-1].split("/")[0].split()[0]
+        if found := re.search(r"http://[\w.]+:\d+", line):  # llama.cpp's log may run on in the same line
+            address = found[0]
             break
     assert address, f"{contender.name} did not start"
     drain = subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL)
