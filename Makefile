@@ -22,7 +22,7 @@ quickstart: $(VENV)/.installed ## from nothing to a trained model, its report an
 install: $(VENV)/.installed-dev ## .venv with openmai and the tools of its developers
 
 test: $(VENV)/.installed-dev ## the tests; make test ARGS="-k cli" for some of them
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 cluster: $(VENV)/.installed-dev ## the tests on Ray clusters that lose machines
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster $(ARGS)
