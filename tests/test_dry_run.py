@@ -35,7 +35,7 @@ def config(out: Path, layout: dict, model: dict, processes: int = 4) -> DryRunCo
             "vocab_size": 128,
             "processes": processes,
             "layout": layout,
-            "bf16": False,
+            "precision": "fp32",
             "out": out,
         }
     )

@@ -112,6 +112,17 @@ def test_layouts_train_what_one_process_trains(processes: int, alone: Path, tmp_
         assert_same(events(tmp_path, name(processes, model, layout)), events(alone, model))
 
 
+def test_bfloat16_learns_the_same_alone_and_together(alone: Path, tmp_path: Path) -> None:
+    model = "moe-muon"
+    run(tmp_path, 1, [("one", model, {"bf16": True})])
+    run(tmp_path, 2, [("tp", model, {"bf16": True, "tp": 2, "ep": 2}), ("pp", model, {"bf16": True, "pp": 2})])
+    exact = [event["loss"] for event in events(alone, model)]
+    for case in ("one", "tp", "pp"):
+        losses = [event["loss"] for event in events(tmp_path, case)]
+        assert losses == pytest.approx(exact, abs=0.005)
+        assert max(abs(one - other) for one, other in zip(losses, exact, strict=True)) > 1e-5, "computed in fp32"
+
+
 @pytest.mark.parametrize(
     ("before", "first", "after", "second"),
     [

@@ -49,6 +49,11 @@ class Processes:
             os.environ["OPENMAI_QUIET"] = "1"
         return found
 
+    def form_group(self, device: str) -> None:
+        """Let a process that works alone be a group of one, which FSDP wants."""
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+
     def total(self, values: Sequence[float], device: torch.device) -> list[float]:
         """Return the sums of figures over all processes."""
         if self.size == 1:

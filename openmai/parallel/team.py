@@ -31,11 +31,16 @@ EVERY_STAGE = ("stream_scale_L", "embedding_scale_L")
 
 
 class Team:
-    """A model under a layout. With one process everything here is what it is without."""
+    """A model under a layout. With one process in fp32 everything here is what it is without.
 
-    def __init__(self, processes: Processes, layout: Layout, device: str, tied: bool = False) -> None:
-        self.processes, self.layout = processes, layout
-        self.mesh = Mesh(layout, device, tied) if processes.size > 1 else None
+    `bf16` computes in bfloat16; weights, sums of gradients and what optimizers keep stay in fp32, which FSDP sees to, also of one process.
+    """
+
+    def __init__(self, processes: Processes, layout: Layout, device: str, tied: bool = False, bf16: bool = False) -> None:
+        self.processes, self.layout, self.bf16 = processes, layout, bf16
+        if bf16:
+            processes.form_group(device)
+        self.mesh = Mesh(layout, device, tied) if processes.size > 1 or bf16 else None
         self.parts = Parts()
         self.data_rank = self.mesh.data_rank if self.mesh else 0
 
@@ -44,7 +49,7 @@ class Team:
         """Return the team of one process."""
         return cls(Processes(), Layout(dp_shard=1), "cpu")
 
-    def take(self, model: Transformer, bf16: bool = False) -> Transformer:
+    def take(self, model: Transformer) -> Transformer:
         """Divide a built model among the processes; return what this one has of it: the model, or a Pipeline that looks like one."""
         if self.mesh:
             self.parts = divide(model, self.mesh)
@@ -52,7 +57,7 @@ class Team:
         if not self.mesh:
             return model
         mine = Pipeline(model, self.layout, self.mesh.pp) if self.layout.pp > 1 else model
-        shard(mine, self.mesh, bf16)
+        shard(mine, self.mesh, self.bf16)
         self._describe(mine, self.mesh)
         return cast(Transformer, mine)
 

@@ -233,6 +233,8 @@ class PretrainConfig(Config):
     loop: LoopConfig = LoopConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    "of the computation; with bf16 weights, sums of gradients and optimizer state stay in fp32"
     layout: Layout = Layout()
 
     @model_validator(mode="after")
@@ -308,8 +310,8 @@ class DryRunConfig(PretrainConfig):
     "which of them to be; the first of a pipeline holds the most activations"
     vocab_size: int = Field(0, ge=0)
     "tokens of the vocabulary; 0: that of the preset"
-    bf16: bool = True
-    "compute in bfloat16, with weights, reduced gradients and state in fp32"
+    precision: Literal["fp32", "bf16"] = "bf16"
+    "of the computation"
     loop: LoopConfig = LoopConfig(steps=1)
 
     def architecture(self, vocab_size: int) -> ModelConfig:

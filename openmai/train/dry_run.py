@@ -132,7 +132,7 @@ def dry_run(config: DryRunConfig) -> None:
     config = config.model_copy(update={name: getattr(chosen, name) for name in ("batch_rows", "micro_rows", "optimizer")})
     micro_batches = chosen.batch_rows // (layout.data * chosen.micro_rows)
     with pretend(config.processes, config.rank):
-        team = Team(Processes(config.rank, config.processes), layout, "cpu", architecture.tied_embeddings)
+        team = Team(Processes(config.rank, config.processes), layout, "cpu", architecture.tied_embeddings, config.precision == "bf16")
         found = _symbolic(config, team, architecture, micro_batches)
     _show(found)
     say(f"{time.perf_counter() - began:.0f} s")
@@ -151,7 +151,7 @@ def _symbolic(config: DryRunConfig, team: Team, architecture: ModelConfig, micro
         f"{micro_batches} micro-batches of {config.micro_rows} x {config.context:,} tokens, "
         f"{micro_batches * config.micro_rows * team.layout.data * config.context / 1e6:,.1f}M per step"
     )
-    model = team.take(model, bf16=config.bf16)
+    model = team.take(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         team.give_memory(model, "cpu")
         model.train()
