@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from parallel_worker import launch
 
 from openmai.cli import main
@@ -99,6 +100,28 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture) -> None:
     assert "is not 8, the number of processes; nearest:" in capsys.readouterr().err
     assert main(["train", "dry-run", "--depth=2", "--processes=2", "--rank=2", "--batch_rows=32"]) == 1
     assert "there are processes 0 to 1" in capsys.readouterr().err
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def test_launch_files_start_every_process_once(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    recipe = str(RECIPES / "mai-1.yaml")
+    common = ["train", "launch", f"--recipe={recipe}", "--nodes=1024", "--arguments", '["--shards=a b"]']
+    assert main([*common, "--print"]) == 0
+    torchrun = capsys.readouterr().out
+    assert "torchrun --nnodes=1024 --nproc-per-node=8" in torchrun
+    assert f"-m openmai train pretrain --config {recipe} '--shards=a b'" in torchrun
+    assert main([*common, "--to=slurm", "--print"]) == 0
+    assert "#SBATCH --nodes=1024" in capsys.readouterr().out
+    assert main([*common, "--to=kubernetes", f"--out={tmp_path / 'job.yaml'}"]) == 0
+    _, job = yaml.safe_load_all((tmp_path / "job.yaml").read_text())
+    assert job["spec"]["completions"] == 1024
+    capsys.readouterr()
+    assert main(["train", "launch", f"--recipe={recipe}", "--nodes=1000", "--print"]) == 1
+    assert "is not 8000, the number of processes; nearest:" in capsys.readouterr().err
+    assert main(common) == 1
+    assert "say where to: --print, or --out=FILE" in capsys.readouterr().err
 
 
 if __name__ == "__main__":

@@ -319,3 +319,30 @@ class DryRunConfig(PretrainConfig):
         if not vocab_size:
             vocab_size = load_preset(self.preset).vocab_size if self.preset else 32_768
         return super().architecture(vocab_size)
+
+
+class LaunchConfig(Config):
+    """Make the file that starts a training on many machines."""
+
+    recipe: Path
+    "configuration of `train pretrain` (YAML)"
+    to: Literal["torchrun", "slurm", "kubernetes"] = "torchrun"
+    "what starts the machines: torchrun by hand, Slurm or Kubernetes"
+    nodes: int = Field(1, gt=0)
+    "machines"
+    gpus: int = Field(8, gt=0)
+    "of each, and so processes"
+    arguments: list[str] = []
+    "further arguments of `train pretrain`, such as --shards=DIR"
+    name: str = Field("openmai", pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+    "of the job"
+    restarts: int = Field(100, ge=0)
+    "times that torchrun starts all processes again after one has died"
+    hours: int = Field(48, gt=0)
+    "time limit of a Slurm job"
+    image: str = "REGISTRY/openmai:latest"
+    "container image for Kubernetes"
+    out: Path | None = None
+    "file to write"
+    print: bool = False
+    "print it, also without out"
