@@ -49,7 +49,8 @@ MODELS = {
     "moe": {"num_kv_heads": 2, "moe": {**EXPERTS, "score": "sigmoid", "bias_rate": 0.01, "num_shared": 1, "first_dense": 1}},
     "mla": {"head_width": None, "mla": MLA, "moe": EXPERTS},
     "latent": {
-        "moe": {**EXPERTS, "num_experts": 4, "aux_span": "batch", "latent_width": 16, "every": 2, "expert_bias": True, "router_bias": True}
+        "sinks": True,
+        "moe": {**EXPERTS, "num_experts": 4, "aux_span": "batch", "latent_width": 16, "every": 2, "expert_bias": True, "router_bias": True},
     },
     "nanochat": {"value_embeddings": True, "residual_scalars": True, "smear": True, "backout": True, "norm_weight": "none", "gated": False},
     "values": {"value_embeddings": True, "residual_scalars": True, "backout": True, "norm_weight": "none", "gated": False},

@@ -63,6 +63,7 @@ LAYOUTS: dict[int, list[tuple[str, dict]]] = {
         ("span-adamw", {"tp": 2}),
         ("values-muon", {"tp": 2}),
         ("dense-muon", {"cp": 2}),
+        ("mla-adamw", {"cp": 2}),
         ("moe-muon", {"ep": 2, "checkpointing": "full"}),
         ("mla-adamw", {"tp": 2, "ep": 2}),
         ("tied-adamw", {"pp": 2}),
