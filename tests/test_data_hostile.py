@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import time
 import zipfile
@@ -76,6 +77,8 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, **limits: Any) -> tuple[l
     """Build documents of what lies in the folder; return the kept URLs, (rule, reason) of the rejected, and the funnel."""
     monkeypatch.setattr(pool, "_CONTEXT", "fork")  # so that the workers see a step that the test adds, and models that are loaded here
     steps.annotate(raw_batch([("", 0, Raw(b"<p>load", "", "text/html"))], "", ""), Annotation())
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") >> 20  # forked workers have it all
+    limits = {"megabytes": mapped + 4096, **limits}
     facts = {"sources": [{"name": "web", "path": str(folder), "on_error": "skip"}], "workers": 2, "limits": limits, "languages": []}
     out = folder.parent / "out"
     build(validate(BuildConfig, {"out": out, "part_records": 8, **facts}, "test"))
