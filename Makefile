@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CODE := openmai tests $(wildcard benchmarks)
 
-.PHONY: help quickstart install test cluster check fix bench clean
+.PHONY: help quickstart install test cluster layouts check fix bench clean
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 20
@@ -26,6 +26,9 @@ test: $(VENV)/.installed-dev ## the tests; make test ARGS="-k cli" for some of t
 
 cluster: $(VENV)/.installed-dev ## the tests on Ray clusters that lose machines
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster $(ARGS)
+
+layouts: $(VENV)/.installed-dev ## the tests of every layout of several processes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m layouts $(ARGS)
 
 check: $(VENV)/.installed-dev ## format, lint, types
 	$(BIN)/ruff format --check $(CODE)
