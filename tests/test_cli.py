@@ -141,7 +141,7 @@ def test_version(capsys: Capture) -> None:
         (["trian"], "unknown stage 'trian'", "known: run, data"),
         (["train", "sft"], "unknown verb 'train sft'", "known: train pretrain"),
         (["plan", "mai-1", "--tokns=15T"], "unknown option --tokns", "did you mean --tokens?"),
-        (["plan", "mai-1", "--loop.steps=3"], "unknown option --loop.steps", "--help` lists every setting"),
+        (["plan", "mai-1", "--zzz=3"], "unknown option --zzz", "--help` lists every setting"),
         (["train", "pretrain", "--loop.step", "3"], "unknown option --loop.step", "did you mean --loop.steps?"),
         (["plan", "mai-1", "stray"], "unknown option stray", "--help` lists every setting"),
         (["plan", "mai-1", "--gpus"], "--gpus: expected one argument", "--help` lists every setting"),

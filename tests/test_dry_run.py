@@ -102,7 +102,7 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture) -> None:
     assert "there are processes 0 to 1" in capsys.readouterr().err
 
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes" / "cluster"
 
 
 def test_launch_files_start_every_process_once(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
