@@ -15,8 +15,8 @@ from parallel_worker import launch
 
 from openmai.cli import main
 from openmai.model.transformer import Transformer
-from openmai.parallel.processes import Processes
-from openmai.parallel.team import Team, local
+from openmai.parallel.processes import Processes, local
+from openmai.parallel.team import Team
 from openmai.train.config import DryRunConfig
 from openmai.train.dry_run import Counted, dry_run, one_step
 from openmai.train.optimizer import make_optimizers

@@ -68,13 +68,13 @@ class _SumBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _sum(grad, ctx.axis), None
+        return reduced(grad, ctx.axis), None
 
 
 class _SumForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
-        return _sum(x, axis)
+        return reduced(x, axis)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -92,9 +92,10 @@ class _Exchange(torch.autograd.Function):
         return _exchanged(grad, ctx.received, ctx.sent, ctx.axis), None, None, None
 
 
-def _sum(x: Tensor, axis: Axis) -> Tensor:
-    total = x.contiguous().clone()
-    dist.all_reduce(total, group=axis.group)
+def reduced(x: Tensor, axis: Axis, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """Return the sum (or the greatest values) of `x` over the processes, without gradient."""
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, operation, group=axis.group)
     return total
 
 

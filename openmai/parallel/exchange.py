@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from openmai.parallel.mesh import Axis
+from openmai.parallel.processes import local
 
 Compute = Callable[[list[Tensor]], list[Tensor]]
 
@@ -62,18 +63,18 @@ def on_whole_matrices(values: list[Tensor], compute: Compute, pieces: Sequence[P
     here = [index for index in range(len(values)) if index >= len(pieces) or pieces[index] is None]
     if any(_cut(values[index]) for index in here):
         raise RuntimeError("a matrix is divided but nobody said how: `Team.take` or `Team.initialize` must see it first")
-    for index, result in zip(here, compute([_local(values[index]) for index in here]), strict=True):
+    for index, result in zip(here, compute([local(values[index]) for index in here]), strict=True):
         results[index] = result
     by_axis: dict[int, list[tuple[int, Pieces]]] = {}
     for index, place in enumerate(pieces):
         if place is not None:
             by_axis.setdefault(id(place.axis), []).append((index, place))
     for apart in by_axis.values():
-        matrices = [matrix for index, _ in apart for matrix in _matrices(_local(values[index]))]
-        places = [place for index, place in apart for _ in _matrices(_local(values[index]))]
+        matrices = [matrix for index, _ in apart for matrix in _matrices(local(values[index]))]
+        places = [place for index, place in apart for _ in _matrices(local(values[index]))]
         found = iter(_by_owner(matrices, places, compute))
         for index, _ in apart:
-            own = [next(found) for _ in _matrices(_local(values[index]))]
+            own = [next(found) for _ in _matrices(local(values[index]))]
             results[index] = own[0] if values[index].ndim == 2 else torch.stack(own)
     return [_like(value, result) for value, result in zip(values, results, strict=True)]
 
@@ -124,12 +125,8 @@ def _trade(like: Tensor, outgoing: list[list[Tensor]], incoming: list[int], axis
     return list(received.split(incoming))
 
 
-def _local(value: Tensor) -> Tensor:
-    return value.to_local() if isinstance(value, DTensor) else value
-
-
-def _like(value: Tensor, local: Tensor | None) -> Tensor:
-    assert local is not None
+def _like(value: Tensor, mine: Tensor | None) -> Tensor:
+    assert mine is not None
     if not isinstance(value, DTensor):
-        return local
-    return DTensor.from_local(local, value.device_mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride())
+        return mine
+    return DTensor.from_local(mine, value.device_mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride())

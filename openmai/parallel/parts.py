@@ -41,5 +41,17 @@ class Parts:
 
 def share(value: Tensor, dim: int, axis: Axis) -> Tensor:
     """Return a copy of this process's equal share of `value` along `dim`."""
-    size = value.shape[dim] // axis.size
-    return value.narrow(dim, axis.rank * size, size).clone()
+    rows = share_of(range(value.shape[dim]), axis)
+    return value.narrow(dim, rows.start, len(rows)).clone()
+
+
+def share_of(rows: range, axis: Axis) -> range:
+    """Return this process's part of what divides into equal parts."""
+    size = len(rows) // axis.size
+    return rows[axis.rank * size : (axis.rank + 1) * size]
+
+
+def chunk_of(rows: range, axis: Axis) -> range:
+    """Return this process's part of what FSDP divides, as `torch.chunk` does."""
+    size = -(-len(rows) // axis.size)
+    return rows[axis.rank * size : (axis.rank + 1) * size]

@@ -97,6 +97,11 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def local(value: Tensor) -> Tensor:
+    """Return what this process holds of a tensor."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 @contextmanager
 def create_together(
     processes: Processes, out: Path, *, kind: str, version: int, config: Config, inputs: Sequence[Artifact | Path | Remote]

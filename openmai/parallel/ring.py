@@ -17,6 +17,7 @@ from torch import Tensor
 from openmai.model.attention import Attention, Context, LatentAttention
 from openmai.model.layers import soft_cap
 from openmai.model.span import Span
+from openmai.parallel.collectives import reduced
 from openmai.parallel.mesh import Axis
 from openmai.parallel.tensor import Region
 
@@ -40,11 +41,7 @@ class DividedSpan(Span):
         return whole
 
     def total(self, x: Tensor) -> Tensor:
-        if self.parts == 1:
-            return x
-        summed = x.detach().clone()
-        dist.all_reduce(summed, group=(self.row if self.parts == self.row.size else self.cp).group)
-        return summed
+        return x if self.parts == 1 else reduced(x, self.row if self.parts == self.row.size else self.cp)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,12 +18,13 @@ from openmai.model.loss import stream_nats
 from openmai.model.moe import Router
 from openmai.model.transformer import Transformer
 from openmai.parallel.apply import divide, let_go, shard
+from openmai.parallel.collectives import reduced
 from openmai.parallel.exchange import Pieces
 from openmai.parallel.layout import Layout
 from openmai.parallel.mesh import Axis, Mesh
-from openmai.parallel.parts import Parts
+from openmai.parallel.parts import Parts, chunk_of, share_of
 from openmai.parallel.pipeline import Pipeline
-from openmai.parallel.processes import Processes, whole
+from openmai.parallel.processes import Processes, local, whole
 from openmai.parallel.recompute import forget_activations
 
 EVERY_STAGE = ("stream_scale_L", "embedding_scale_L")
@@ -65,7 +66,7 @@ class Team:
     def initialize(self, model: Transformer, seed: int, device: str) -> None:
         """Draw the weights of a model that was built on the meta device, each process its own part of them."""
         self.give_memory(model, device)
-        for part in model.parts() if isinstance(model, Pipeline) else [model]:
+        for part in parts_of(model):
             for buffer in part.buffers():
                 buffer.zero_()
             for name, parameter in part.named_parameters():
@@ -86,16 +87,16 @@ class Team:
         if not self.mesh:
             return model.draw(name, shape, seed)
         if part.axis == "ep":
-            experts = _share(range(shape[0]), self.mesh.ep)
+            experts = share_of(range(shape[0]), self.mesh.ep)
             if not self._by_rows(parameter):
-                return model.draw(name, shape, seed, _chunk(experts, self.mesh.edp))
-            rows = _chunk(range(shape[1]), self.mesh.edp)
+                return model.draw(name, shape, seed, chunk_of(experts, self.mesh.edp))
+            rows = chunk_of(range(shape[1]), self.mesh.edp)
             return model.draw(name, shape, seed, experts)[:, rows.start : rows.stop]
         value = model.draw(name, shape, seed)
         if part.dim is not None:
-            rows = _share(range(shape[part.dim]), self.mesh.tp)
+            rows = share_of(range(shape[part.dim]), self.mesh.tp)
             value = value.narrow(part.dim, rows.start, len(rows))
-        rows = _chunk(range(len(value)), self.mesh.fsdp)
+        rows = chunk_of(range(len(value)), self.mesh.fsdp)
         return value[rows.start : rows.stop]
 
     @staticmethod
@@ -122,9 +123,8 @@ class Team:
         found = model.stream_nats if isinstance(model, Pipeline) else partial(stream_nats, model)
         total = found(tokens, context, end_of_text)
         let_go(model)
-        for axis in (self.mesh.cp, self.mesh.pp) if self.mesh else ():
-            if axis.size > 1 and (axis is self.mesh.cp or isinstance(model, Pipeline)):  # type: ignore[union-attr]
-                total = _total(total, axis, self.mesh.device)  # type: ignore[union-attr]
+        for axis in (self.mesh.cp, self.mesh.pp) if self.mesh else ():  # each part of a row, and the last stage, has its share
+            total = reduced(torch.tensor(total, dtype=torch.float64, device=self.mesh.device), axis).item()  # type: ignore[union-attr]
         return total
 
     def loads(self, model: Transformer) -> list[list[float]]:
@@ -134,11 +134,9 @@ class Team:
             if self.mesh:
                 dist.all_reduce(router.load_E, group=self.mesh.stage.group)
             mine[name] = router.update_bias().tolist()
-        if not self.mesh or self.layout.pp == 1:
+        if self.layout.pp == 1:
             return list(mine.values())
-        everywhere: list[dict[str, list[float]]] = [{}] * self.layout.pp
-        dist.all_gather_object(everywhere, mine, group=self.mesh.pp.group)
-        joined = {name: load for found in everywhere for name, load in found.items()}
+        joined = {name: load for found in self._over_pipeline(mine) for name, load in found.items()}
         return [joined[name] for name in sorted(joined, key=lambda name: int(name.split(".")[1]))]
 
     def finish_gradients(self, model: nn.Module) -> None:
@@ -199,21 +197,13 @@ class Team:
     def save(self, model: Transformer, folder: Path, tokenizer: Path) -> None:
         """Let the first process write the whole model as `save_model` does; each tensor is put together when its turn comes."""
         weights = self.state(model, [])["model"]
-        if self.layout.pp == 1 or not self.mesh:
-            described = {name: (value.dtype, tuple(value.shape)) for name, value in weights.items()}
-        else:
-            mine = {name: (value.dtype, tuple(value.shape)) for name, value in weights.items()}
-            everywhere: list[dict] = [{}] * self.layout.pp
-            dist.all_gather_object(everywhere, mine, group=self.mesh.pp.group)
-            described = {name: about for found in everywhere for name, about in found.items()}
-            owners = {name: stage for stage in reversed(range(self.layout.pp)) for name in everywhere[stage]}
+        found = self._over_pipeline({name: (value.dtype, tuple(value.shape)) for name, value in weights.items()})
+        described = {name: about for stage in found for name, about in stage.items()}
+        owners = {name: stage for stage in reversed(range(len(found))) for name in found[stage]}
 
         def fetch(name: str) -> Tensor:
-            found = weights[name] if name in weights else torch.empty(0)
-            value = whole(found) if name in weights else found
-            if self.layout.pp == 1 or not self.mesh or owners[name] == 0:
-                return value
-            return self._bring(name, value, owners[name], described[name])
+            value = whole(weights[name]) if name in weights else torch.empty(0)
+            return self._bring(value, owners[name], described[name]) if owners[name] else value
 
         if self.processes.rank == 0:
             save_weights(model.config, described, fetch, folder, tokenizer)
@@ -221,7 +211,14 @@ class Team:
             for name in described:
                 fetch(name)
 
-    def _bring(self, name: str, value: Tensor, owner: int, about: tuple[torch.dtype, tuple[int, ...]]) -> Tensor:
+    def _over_pipeline(self, value: Any) -> list[Any]:
+        """Return the `value` of each process of this one's pipeline, in their order."""
+        values = [value] * self.layout.pp
+        if self.mesh and self.layout.pp > 1:
+            dist.all_gather_object(values, value, group=self.mesh.pp.group)
+        return values
+
+    def _bring(self, value: Tensor, owner: int, about: tuple[torch.dtype, tuple[int, ...]]) -> Tensor:
         """Return to the first process of a pipeline a tensor that process `owner` of it has."""
         assert self.mesh
         group, rank = self.mesh.pp.group, self.mesh.pp.rank
@@ -265,37 +262,14 @@ def prepare_state(optimizers: list[torch.optim.Optimizer]) -> None:
             group["lr"] = rate
 
 
-def parts_of(model: nn.Module) -> Sequence[nn.Module]:
+def parts_of(model: nn.Module) -> Sequence[Transformer]:
     """Return what of a model is here: itself, or its stages of a pipeline, in which modules have the names of the whole model."""
-    return model.parts() if isinstance(model, Pipeline) else [model]
+    return model.parts() if isinstance(model, Pipeline) else [cast(Transformer, model)]
 
 
 def named_routers(model: Transformer) -> list[tuple[str, Router]]:
     """Return the routers that are here, in order, with their names in the whole model."""
     return [(name, module) for part in parts_of(model) for name, module in part.named_modules() if isinstance(module, Router)]
-
-
-def _total(value: float, axis: Axis, device: str) -> float:
-    total = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.all_reduce(total, group=axis.group)
-    return total.item()
-
-
-def _share(rows: range, axis: Axis) -> range:
-    """Return this process's part of what divides into equal parts."""
-    size = len(rows) // axis.size
-    return rows[axis.rank * size : (axis.rank + 1) * size]
-
-
-def _chunk(rows: range, axis: Axis) -> range:
-    """Return this process's part of what FSDP divides, as `torch.chunk` does."""
-    size = -(-len(rows) // axis.size)
-    return rows[axis.rank * size : (axis.rank + 1) * size]
-
-
-def local(value: Tensor) -> Tensor:
-    """Return what this process holds of a tensor."""
-    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _sum_together(tensors: list[Tensor], axis: Axis) -> None:

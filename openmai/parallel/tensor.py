@@ -6,8 +6,6 @@ gathered, leaving it the partial results are summed and scattered; without seque
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from openmai.model.attention import Attention, LatentAttention
 from openmai.model.layers import FeedForward
 from openmai.model.transformer import Transformer
-from openmai.parallel.collectives import gather_tokens, scatter_tokens, summed_backward, summed_forward
+from openmai.parallel.collectives import gather_tokens, reduced, scatter_tokens, summed_backward, summed_forward
 from openmai.parallel.mesh import Axis
 from openmai.parallel.parts import Parts
 
@@ -78,27 +76,11 @@ class SpreadNorm(nn.Module):
         self.weight, self.eps, self.axis = norm.weight, norm.eps, axis
 
     def forward(self, x: Tensor) -> Tensor:
-        squares = _SumBoth.apply(x.float().square().sum(dim=-1, keepdim=True), self.axis)
+        mine = x.float().square().sum(dim=-1, keepdim=True)
+        squares = summed_forward(summed_backward(mine, self.axis), self.axis)  # every process goes on with other values
         eps = torch.finfo(torch.float32).eps if self.eps is None else self.eps
         normed = (x.float() * torch.rsqrt(squares / (x.shape[-1] * self.axis.size) + eps)).type_as(x)
         return normed if self.weight is None else normed * self.weight
-
-
-class _SumBoth(torch.autograd.Function):
-    """Sum over processes each of which goes on with something else: gradients are summed, too."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
-        ctx.axis = axis
-        total = x.clone()
-        dist.all_reduce(total, group=axis.group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        total = grad.clone()
-        dist.all_reduce(total, group=ctx.axis.group)
-        return total, None
 
 
 class SpreadEmbedding(nn.Module):
@@ -128,9 +110,7 @@ class SpreadVocabulary:
         return summed_forward(x, self.region.axis)
 
     def largest(self, x: Tensor) -> Tensor:
-        top = x.detach().clone()
-        dist.all_reduce(top, dist.ReduceOp.MAX, group=self.region.axis.group)
-        return top
+        return reduced(x, self.region.axis, dist.ReduceOp.MAX)
 
 
 def divide_tensors(model: Transformer, axis: Axis, sequence: bool, parts: Parts) -> Region:

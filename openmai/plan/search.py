@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -128,17 +127,10 @@ def _candidate(grid: Grid, place: int, rows: Array, times: StepTime, speed: Arra
 
 def _unlike(candidates: Sequence[Candidate], keep: int) -> list[Candidate]:
     """Keep the fastest of those that differ only in recomputation, micro-batch or how the state is divided."""
-    seen: Counter[tuple[int, ...]] = Counter()
-    result = []
+    fastest: dict[tuple[int, ...], Candidate] = {}
     for one in candidates:
-        layout = one.layout
-        key = (layout.pp, layout.tp, layout.cp, layout.ep)
-        seen[key] += 1
-        if seen[key] == 1:
-            result.append(one)
-        if len(result) == keep:
-            break
-    return result
+        fastest.setdefault((one.layout.pp, one.layout.tp, one.layout.cp, one.layout.ep), one)
+    return list(fastest.values())[:keep]
 
 
 def _enough(work: Workload, gpus: int, machine: Machine, choices: Choices | None) -> str:

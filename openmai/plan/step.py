@@ -126,12 +126,9 @@ def _product(
 def layer_cost(model: ModelConfig, kind: Kind, grid: Grid, sequence: int, machine: Machine) -> Cost:
     """Return the seconds of one layer for a micro-batch."""
     tokens = grid.micro_rows * sequence / grid.cp
-    attention, core, kernels = (
-        _attention_products(model, grid, tokens, machine),
-        _attention_core(model, kind, grid, sequence, machine),
-        14.0,
-    )
-    products = attention
+    products = _attention_products(model, grid, tokens, machine)
+    core = _attention_core(model, kind, grid, sequence, machine)
+    kernels = 14.0
     cost: Cost = {}
     elements = _attention_elements(model, grid, tokens)
     if kind.moe:

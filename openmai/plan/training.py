@@ -329,10 +329,10 @@ def _training(
 
 
 def stage_rows(model: ModelConfig, layout: Layout, memory: StageMemory) -> list[StageRow]:
-    """Return the memory of every stage; equal neighbours share a row."""
+    """Return the memory of every stage."""
     layers = stages_of(model, layout.pp, layout.virtual).counts.sum(axis=1)
     names = ("weights", "gradients", "optimizer", "activations", "buffers", "runtime", "total")
-    rows: list[StageRow] = []
-    for stage in range(layout.pp):
-        rows.append(StageRow(str(stage + 1), int(layers[stage]), *(float(getattr(memory, name)[stage, 0]) / 1e9 for name in names)))
-    return rows
+    return [
+        StageRow(str(stage + 1), int(layers[stage]), *(float(getattr(memory, name)[stage, 0]) / 1e9 for name in names))
+        for stage in range(layout.pp)
+    ]

@@ -98,7 +98,6 @@ class Answer:
     """The choices of one call, generated side by side. Iterate once; `cancel` when the caller is gone."""
 
     def __init__(self, engine: Engine, jobs: Sequence[tuple[list[int], Sampling]], metrics: Metrics) -> None:
-        """Submit all jobs. Raises what the engine raises, then nothing is left running. Call it from a thread: grammars take time."""
         self._queue: asyncio.Queue[tuple[int, Delivery]] = asyncio.Queue()
         self._metrics = metrics
         self.requests: list[Request] = []
@@ -108,7 +107,7 @@ class Answer:
         self._engine, self._jobs = engine, jobs
 
     def submit(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Queue all jobs, from any thread; if one is refused none stays."""
+        """Queue all jobs, from any thread, as grammars take time. Raises what the engine raises; then none stays."""
         try:
             for index, (prompt, sampling) in enumerate(self._jobs):
                 self.requests.append(self._engine.submit(prompt, sampling, self._deliver_to(index, loop)))

@@ -188,10 +188,9 @@ class Server:
     def answer(self, body: bodies.ResponsesRequest, key: Key) -> Call:
         self.gate.check_model(key, body.model, self.name)
         body.check()
-        described = [
-            bodies.DescribedFunction(name=tool.name, description=tool.description, parameters=tool.parameters) for tool in body.tools or ()
-        ]
-        functions, grammar = bodies.offered([one.read() for one in described], body.tool_choice, body.parallel_tool_calls is not False)
+        functions, grammar = bodies.offered(
+            [tool.read() for tool in body.tools or ()], body.tool_choice, body.parallel_tool_calls is not False
+        )
         wanted = body.text.format if body.text else None
         settings = {
             "instructions": body.instructions,

@@ -31,7 +31,8 @@ def pages(gate: Gate, runs: Runs | None) -> APIRouter:
     known = Depends(gate.identify)
 
     def page(file: str) -> HTMLResponse:
-        return HTMLResponse((FOLDER / file).read_text(encoding="utf-8"), headers=HEADERS)
+        text, style = ((FOLDER / name).read_text(encoding="utf-8") for name in (file, "style.css"))
+        return HTMLResponse(text.replace("/* style.css */", style, 1), headers=HEADERS)
 
     @router.get("/")
     async def chat() -> HTMLResponse:

@@ -182,11 +182,6 @@ class ChatMessage(Lenient):
     content: Text | list[TextPart] | None = None
     tool_calls: list[ToolCall] | None = None
 
-    @field_validator("content")
-    @classmethod
-    def _parts_are_text(cls, value: Any) -> Any:
-        return value
-
 
 class DescribedFunction(Lenient):
     name: str = Field(pattern=NAME)
@@ -326,13 +321,10 @@ def split(given: Text | list[int] | list[Text] | list[list[int]]) -> list[str | 
 # Responses
 
 
-class FlatTool(Lenient):
+class FlatTool(DescribedFunction):
     """A function as the Responses API describes it."""
 
     type: Literal["function"]
-    name: str = Field(pattern=NAME)
-    description: Text | None = None
-    parameters: dict[str, JsonValue] | None = None
 
 
 class InputMessage(Lenient):

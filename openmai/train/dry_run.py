@@ -30,8 +30,8 @@ from openmai.model.moe import Experts
 from openmai.model.transformer import Transformer, num_parameters
 from openmai.parallel.experts import AllToAll
 from openmai.parallel.pipeline import Pipeline
-from openmai.parallel.processes import Processes
-from openmai.parallel.team import Team, local
+from openmai.parallel.processes import Processes, local
+from openmai.parallel.team import Team
 from openmai.train.config import DryRunConfig
 from openmai.train.dial import turn
 from openmai.train.optimizer import make_optimizers

@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
 
 from openmai.base.errors import OpenmaiError
 from openmai.base.files import read_json, write_json
 from openmai.base.progress import is_quiet, say
 from openmai.model.transformer import Transformer
-from openmai.parallel.processes import Processes
+from openmai.parallel.processes import Processes, local
 from openmai.parallel.team import named_routers, parts_of
 from openmai.train.config import GuardConfig
 
@@ -229,7 +228,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 @torch.no_grad()
 def _finite(value: Tensor) -> bool:
     """Look at this process's part only."""
-    return bool((value.to_local() if isinstance(value, DTensor) else value).isfinite().all())
+    return bool(local(value).isfinite().all())
 
 
 class Stop:

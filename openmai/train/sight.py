@@ -19,7 +19,8 @@ from openmai.base.events import Events
 from openmai.base.progress import say
 from openmai.model.count import flops_per_token
 from openmai.model.transformer import Transformer
-from openmai.parallel.team import Team, local, parts_of
+from openmai.parallel.processes import local
+from openmai.parallel.team import Team, parts_of
 from openmai.train.config import LoopConfig
 from openmai.train.loader import Batch
 
