@@ -109,13 +109,13 @@ class Left(Exception):
 
 def run_case(out: Path, name: str, model: str, optimizer: str, layout: dict, last: int) -> None:
     """Train one model and write its events under `out`/`name`."""
-    processes, bf16 = Processes.start("cpu"), layout.pop("bf16", False)
+    processes, precision = Processes.start("cpu"), layout.pop("precision", "fp32")
     config = ModelConfig.model_validate({**BASE, **MODELS[model]})
     resolved = Layout.model_validate(layout).resolve(processes.size, ROWS, 1)
     resolved.check_model(config, CONTEXT)
     with torch.device("meta"):
         network = Transformer(config)
-    team = Team(processes, resolved, "cpu", config.tied_embeddings, bf16)
+    team = Team(processes, resolved, "cpu", config.tied_embeddings, precision)
     network = team.take(network)
     team.initialize(network, 0, "cpu")
     folder = out / name

@@ -141,6 +141,17 @@ def test_a_page_that_only_waits_is_ended_too(monkeypatch: pytest.MonkeyPatch) ->
     assert (row["rule"], row["reason"]) == ("extract.deadline", "took more than 1 seconds, mostly of waiting")
 
 
+def test_a_page_that_the_parser_has_no_memory_for_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lexbor copies a text as often as a second <body> cuts it: half a megabyte of them takes more than 400 MB (found by fuzzing)."""
+    steps.annotate(raw_batch([("", 0, Raw(b"<p>load", "", "text/html"))], "", ""), Annotation())
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") >> 20
+    monkeypatch.setattr(pool, "_CONTEXT", "fork")
+    page = Raw(b"a garden of words <body lang=en>" * 16_000, "http://x/", "text/html")
+    with pool.Pool(1, Annotation(limits=Limits(megabytes=mapped + 200))) as workers:
+        row = next(workers.run([raw_batch([("f", 0, page)], "s", "")])).to_pylist()[0]
+    assert row["rule"] == "extract.memory", row["reason"]
+
+
 def test_records_that_lie_in_a_plain_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = record("http://bad/long", b"<p>shorter than it says", length=3000)
     huge = record("http://bad/huge", b"<p>much shorter than it says", length=10**12)

@@ -151,5 +151,5 @@ def test_the_gathering_twin_of_the_kernel(
     name: str, models: dict[str, Transformer], tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What other devices and types do instead of the compiled kernel."""
-    monkeypatch.setattr(attention, "can_compile", lambda _: False)
+    monkeypatch.setattr(attention, "compiles", lambda _: False)
     test_greedy_is_plain_generation(name, "crowded", models, tokenizer)

@@ -135,7 +135,7 @@ def cached(model: Transformer, cache: PagedCache, length: int, *sequences: tuple
 def test_cached_steps_equal_the_full_pass(kind: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts in two pieces, then token by token and in twos, in blocks that are not in order; what is stale in them does not matter."""
     if not compiled:
-        monkeypatch.setattr(attention, "can_compile", lambda _: False)
+        monkeypatch.setattr(attention, "compiles", lambda _: False)
     model, ids = make(kind), tokens(2, 26)
     cache = PagedCache(model.config, blocks=20, block=4)
     cache.keys.fill_(7.0)

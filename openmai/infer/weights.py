@@ -15,7 +15,8 @@ from numba import njit
 from torch import Tensor, nn
 
 from openmai.base.errors import OpenmaiError
-from openmai.model.attention import LatentAttention
+from openmai.model.attention import Attention, LatentAttention
+from openmai.model.layers import FeedForward
 from openmai.model.transformer import Transformer
 
 GROUP = 32  # weights that share a scale in int4
@@ -89,6 +90,21 @@ class Int4Linear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+class Joint(nn.Module):
+    """Linear layers of the same input as one product: one call, and one reading of what goes in."""
+
+    def __init__(self, parts: list[nn.Linear]) -> None:
+        super().__init__()
+        self.widths = [part.out_features for part in parts]
+        self.whole = nn.Linear(parts[0].in_features, sum(self.widths), bias=parts[0].bias is not None, device="meta")
+        for name in dict(parts[0].named_parameters()):
+            joined = torch.cat([getattr(part, name).data for part in parts])
+            setattr(self.whole, name, nn.Parameter(joined, requires_grad=False))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.whole(x).split(self.widths, dim=-1)
+
+
 class PackedNorm(nn.Module):
     """RMSNorm in one compiled pass; PyTorch's takes eight on a CPU, which for one token is most of its time."""
 
@@ -152,6 +168,11 @@ def pack(model: Transformer, kind: str = "") -> Transformer:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(fbgemm|torch.quantize)", UserWarning)  # deprecated; pyproject.toml holds the version of PyTorch
         for module in list(model.modules()):
+            if isinstance(module, Attention):
+                _join(module, "q", "k", "v")
+            elif isinstance(module, FeedForward) and module.config.gated:
+                _join(module, "up", "gate")
+        for module in list(model.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear) and id(child) not in kept:
                     fits = kind != "int4" or (child.in_features % GROUP == 0 and child.out_features % 16 == 0)
@@ -159,6 +180,13 @@ def pack(model: Transformer, kind: str = "") -> Transformer:
                 elif isinstance(child, nn.RMSNorm):
                     setattr(module, name, PackedNorm(child))
     return model
+
+
+def _join(module: nn.Module, *names: str) -> None:
+    """Replace linear layers of a module by one `joint`."""
+    module.joint = Joint([getattr(module, name) for name in names])
+    for name in names:
+        delattr(module, name)
 
 
 def reference(kind: str, linear: nn.Linear, x: Tensor) -> Tensor:

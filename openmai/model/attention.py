@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
-from openmai.model.cache import Batch, Span
+from openmai.model.cache import Batch, Span, compiles
 from openmai.model.config import ModelConfig
 from openmai.model.layers import make_norm, soft_cap
 from openmai.model.mask import Mask
-from openmai.model.paged import attend_few, can_compile
+from openmai.model.paged import attend_few
 from openmai.model.rope import Table, rotate
 
 
@@ -150,6 +150,7 @@ class Attention(nn.Module):
         self.k = nn.Linear(config.width, groups * head, bias=config.qkv_bias)
         self.v = nn.Linear(config.width, groups * head, bias=config.qkv_bias)
         self.o = nn.Linear(heads * head, config.width, bias=config.o_bias)
+        self.joint: nn.Module | None = None  # computes q, k and v as one product; set by infer/weights.py
         if config.qk_norm:
             together = config.qk_norm_span == "all"
             self.q_norm = make_norm(config, heads * head if together else head)
@@ -161,7 +162,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: Context) -> Tensor:
         config = self.config
-        q, k, v = self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)
+        q, k, v = (self.q(x_BTD), self.k(x_BTD), self.v(x_BTD)) if self.joint is None else self.joint(x_BTD)
         if config.qk_norm and config.qk_norm_span == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         if config.clip_qkv:
@@ -267,7 +268,7 @@ def _attend_few(module: Attention | LatentAttention, context: Context, q_NHK: Te
     assert cache is not None
     window, slopes_H = context.windows[place.is_global], context.slopes_H
     scale, softcap = config.score_scale, config.attention_softcap
-    if can_compile(q_NHK):
+    if compiles(q_NHK):
         return attend_few(cache, place.layer, q_NHK, window, scale, softcap, sinks_H, slopes_H)
     k, v = cache.read_few(place.layer)
     return attend(q_NHK[:, None], k, v, cache.mask(None, window, slopes_H), scale, softcap, sinks_H)[:, 0]

@@ -65,7 +65,10 @@ class FeedForward(nn.Module):
             self.gate = nn.Linear(config.width, hidden, bias=config.mlp_bias)
         self.up = nn.Linear(config.width, hidden, bias=config.mlp_bias)
         self.down = nn.Linear(hidden, config.width, bias=config.mlp_bias)
+        self.joint: nn.Module | None = None  # computes up and gate as one product; set by infer/weights.py
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        up = self.up(x_BTD)
-        return self.down(activate_gated(self.config, self.gate(x_BTD), up) if self.config.gated else activate(self.config, up))
+        if not self.config.gated:
+            return self.down(activate(self.config, self.up(x_BTD)))
+        up, gate = (self.up(x_BTD), self.gate(x_BTD)) if self.joint is None else self.joint(x_BTD)
+        return self.down(activate_gated(self.config, gate, up))

@@ -15,11 +15,6 @@ from openmai.model.cache import Batch
 THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 
 
-def can_compile(q: Tensor) -> bool:
-    """Tell whether the kernel below takes these queries; elsewhere the cache is gathered."""
-    return q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
-
-
 def attend_few(
     batch: Batch,
     layer: int,
@@ -32,7 +27,7 @@ def attend_few(
 ) -> Tensor:
     """Return what the first N tokens of the pass attend to, (N, H, K of values)."""
     keys, values = batch.cache.keys[layer], batch.cache.values[layer]
-    q = q_NHK.numpy()
+    q = q_NHK.contiguous().numpy()
     out = np.empty((*q.shape[:2], values.shape[-1]), q.dtype)
     nothing = np.empty(0, q.dtype)
     kind = q.dtype.type

@@ -161,7 +161,7 @@ class Transformer(nn.Module):
             routings.append(routing)
             if middle_BTD is not None and layer == self.config.num_layers // 2:
                 middle_BTD = x_BTD
-        self._observe([module for module in self.blocks.modules() if isinstance(module, Router)], routings)
+        self._observe(self.blocks, routings)
         return Carried(x_BTD, first_BTD, middle_BTD)
 
     def finish(self, carried: Carried) -> Tensor:
@@ -182,7 +182,7 @@ class Transformer(nn.Module):
             x_BTD, normed_BTD, routing = predictor(x_BTD[:, :-1], self._embed(context), context)
             routings.append(routing)
             normed.append(normed_BTD)
-        self._observe([module for module in self.predictors.modules() if isinstance(module, Router)], routings)
+        self._observe(self.predictors, routings)
         return normed
 
     def _embed(self, context: Context) -> Tensor:
@@ -233,11 +233,12 @@ class Transformer(nn.Module):
             masks = {kind: make_mask(positions_BT, positions_BT, windows[kind], False, documents_BT, slopes_H) for kind in kinds}
         return Context(ids_BT, positions_BT, ropes, masks, cache, documents_BT, windows, slopes_H)
 
-    def _observe(self, routers: list[Router], routings: list[Routing | None]) -> None:
+    def _observe(self, blocks: nn.Module, routings: list[Routing | None]) -> None:
         """Add this pass's load to the routers' counts, and its balancing losses to `penalty`; outside of what may be computed twice."""
         if not self.training:
             return
         found = [routing for routing in routings if routing is not None]
+        routers = (module for module in blocks.modules() if isinstance(module, Router))
         for router, routing in zip(routers, found, strict=True):
             router.load_E += routing.load_E.detach()
         if found:

@@ -11,6 +11,7 @@ from openmai.base.errors import OpenmaiError
 from openmai.model.config import ModelConfig
 
 Schedule = Literal["1f1b", "interleaved", "zero-bubble", "zbv"]
+Precision = Literal["fp32", "bf16", "float8"]
 
 
 class Layout(Config):

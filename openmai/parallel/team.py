@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from openmai.model.checkpoint import save_weights
+from openmai.model.float8 import use_float8
 from openmai.model.loss import stream_nats
 from openmai.model.moe import Router
 from openmai.model.transformer import Transformer
 from openmai.parallel.apply import divide, let_go, shard
 from openmai.parallel.collectives import reduced
 from openmai.parallel.exchange import Pieces
-from openmai.parallel.layout import Layout
+from openmai.parallel.layout import Layout, Precision
 from openmai.parallel.mesh import Axis, Mesh
 from openmai.parallel.parts import Parts, chunk_of, share_of
 from openmai.parallel.pipeline import Pipeline
@@ -34,14 +35,16 @@ EVERY_STAGE = ("stream_scale_L", "embedding_scale_L")
 class Team:
     """A model under a layout. With one process in fp32 everything here is what it is without.
 
-    `bf16` computes in bfloat16; weights, sums of gradients and what optimizers keep stay in fp32, which FSDP sees to, also of one process.
+    "bf16" computes in bfloat16, "float8" linear layers in 8 bits besides; weights, sums of gradients and what optimizers keep stay in fp32,
+    which FSDP sees to, also of one process.
     """
 
-    def __init__(self, processes: Processes, layout: Layout, device: str, tied: bool = False, bf16: bool = False) -> None:
-        self.processes, self.layout, self.bf16 = processes, layout, bf16
-        if bf16:
+    def __init__(self, processes: Processes, layout: Layout, device: str, tied: bool = False, precision: Precision = "fp32") -> None:
+        self.processes, self.layout, self.device, self.precision = processes, layout, device, precision
+        lower = precision != "fp32"
+        if lower:
             processes.form_group(device)
-        self.mesh = Mesh(layout, device, tied) if processes.size > 1 or bf16 else None
+        self.mesh = Mesh(layout, device, tied) if processes.size > 1 or lower else None
         self.parts = Parts()
         self.data_rank = self.mesh.data_rank if self.mesh else 0
 
@@ -52,13 +55,15 @@ class Team:
 
     def take(self, model: Transformer) -> Transformer:
         """Divide a built model among the processes; return what this one has of it: the model, or a Pipeline that looks like one."""
+        if self.precision == "float8":
+            use_float8(model, self.device)
         if self.mesh:
             self.parts = divide(model, self.mesh)
         forget_activations(model, self.layout.checkpointing)
         if not self.mesh:
             return model
         mine = Pipeline(model, self.layout, self.mesh.pp) if self.layout.pp > 1 else model
-        shard(mine, self.mesh, self.bf16)
+        shard(mine, self.mesh, self.precision != "fp32")
         self._describe(mine, self.mesh)
         return cast(Transformer, mine)
 

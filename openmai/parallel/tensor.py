@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openmai.model.attention import Attention, LatentAttention
+from openmai.model.float8 import product_of
 from openmai.model.layers import FeedForward
 from openmai.model.transformer import Transformer
 from openmai.parallel.collectives import gather_tokens, reduced, scatter_tokens, summed_backward, summed_forward
@@ -47,10 +48,10 @@ class RowParallel(nn.Module):
 
     def __init__(self, linear: nn.Linear, region: Region) -> None:
         super().__init__()
-        self.weight, self.bias, self.region = linear.weight, linear.bias, region
+        self.weight, self.bias, self.region, self.product = linear.weight, linear.bias, region, product_of(linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.region.leave(F.linear(x, self.weight))
+        y = self.region.leave(self.product(x, self.weight))
         return y if self.bias is None else y + self.bias
 
 
@@ -59,13 +60,13 @@ class SharedHeads(nn.Module):
 
     def __init__(self, linear: nn.Linear, head: int, axis: Axis) -> None:
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
+        self.weight, self.bias, self.product = linear.weight, linear.bias, product_of(linear)
         groups = linear.out_features // head
         first = axis.rank * groups // axis.size * head
         self.rows = slice(first, first + head)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight[self.rows], None if self.bias is None else self.bias[self.rows])
+        return self.product(x, self.weight[self.rows], None if self.bias is None else self.bias[self.rows])
 
 
 class SpreadNorm(nn.Module):

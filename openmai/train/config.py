@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from openmai.base.config import Config
 from openmai.model.config import ModelConfig, load_preset
-from openmai.parallel.layout import Layout
+from openmai.parallel.layout import Layout, Precision
 
 GROUPS = ("embedding", "value_embedding", "head", "router", "stream_scale", "embedding_scale", "scalar", "other")
 "groups of parameters that AdamW steps; scalar: smear, backout and sinks; other: norms, biases and gates"
@@ -233,8 +233,8 @@ class PretrainConfig(Config):
     loop: LoopConfig = LoopConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    precision: Literal["fp32", "bf16"] = "fp32"
-    "of the computation; with bf16 weights, sums of gradients and optimizer state stay in fp32"
+    precision: Precision = "fp32"
+    "of the computation; with bf16 and float8 weights, sums of gradients and optimizer state stay in fp32"
     layout: Layout = Layout()
 
     @model_validator(mode="after")
@@ -310,7 +310,7 @@ class DryRunConfig(PretrainConfig):
     "which of them to be; the first of a pipeline holds the most activations"
     vocab_size: int = Field(0, ge=0)
     "tokens of the vocabulary; 0: that of the preset"
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     "of the computation"
     loop: LoopConfig = LoopConfig(steps=1)
 

@@ -132,7 +132,7 @@ def dry_run(config: DryRunConfig) -> None:
     config = config.model_copy(update={name: getattr(chosen, name) for name in ("batch_rows", "micro_rows", "optimizer")})
     micro_batches = chosen.batch_rows // (layout.data * chosen.micro_rows)
     with pretend(config.processes, config.rank):
-        team = Team(Processes(config.rank, config.processes), layout, "cpu", architecture.tied_embeddings, config.precision == "bf16")
+        team = Team(Processes(config.rank, config.processes), layout, "cpu", architecture.tied_embeddings, config.precision)
         found = _symbolic(config, team, architecture, micro_batches)
     _show(found)
     say(f"{time.perf_counter() - began:.0f} s")

@@ -50,7 +50,7 @@ def pretrain(config: PretrainConfig) -> Artifact:
         with torch.device("meta"):
             model = Transformer(architecture)
         parameters = num_parameters(model)
-        team = Team(processes, layout, config.loop.device, architecture.tied_embeddings, config.precision == "bf16")
+        team = Team(processes, layout, config.loop.device, architecture.tied_embeddings, config.precision)
         model = team.take(model)
         team.initialize(model, config.loop.seed, config.loop.device)
         samples = batch_span(ramp, chosen.batch_rows, chosen.loop.steps)[0]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from resiliparse.parse.html import HTMLTree
+from resiliparse.parse.html import HTMLParserException, HTMLTree
 
 from openmai.data.extract.depth import is_deep
 from openmai.data.extract.encoding import decode
@@ -99,10 +99,13 @@ def extract(html: str, max_depth: int, hint: Hint = no_hint, format: Format = "t
 
 
 def _parse(html: str) -> HTMLTree:
+    """Raises MemoryError where Lexbor gets none: a text that thousands of misplaced tags cut is copied as often."""
     try:
         return HTMLTree.parse(html)
     except UnicodeEncodeError:  # half a surrogate pair, which no decoder returns
         return HTMLTree.parse(html.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    except HTMLParserException:  # it fails for no other reason
+        raise MemoryError("the parser ran out of memory") from None
 
 
 def _with_hint(hint: Hint, match: re.Match[str]) -> str:
