@@ -13,7 +13,7 @@ from openmai.data.filter import english
 from openmai.data.filter import words as words_module
 from openmai.data.filter.config import DOCS, HEAVY, LineRules, Thresholds
 from openmai.data.filter.lines import clean_lines
-from openmai.data.filter.metrics import clean_and_measure, measure
+from openmai.data.filter.metrics import clean_and_measure, measure, measure_page
 from openmai.data.filter.repetition import count_sentences, repeated_ngrams
 from openmai.data.filter.rules import RULES, judge
 from openmai.data.filter.words import Vocabulary, words
@@ -181,6 +181,16 @@ def test_sentences() -> None:
     assert measure("Wait... what? e.g. this")["sentences"] == 2
     assert measure("\n\n  \n")["sentences"] == 0
     assert count_sentences(np.array([2, 4, 1, 3, 0, 1, 0], dtype=np.int8)) == 2  # white space begins a sentence, the mark fills it
+
+
+def test_marks_of_headings_are_not_words() -> None:
+    page = f"# The river\n\n{PROSE}\n\n#### Its banks\n\n#tag # x\n\n{PROSE}"
+    plain = f"The river\n\n{PROSE}\n\nIts banks\n\n#tag # x\n\n{PROSE}"
+    assert measure_page(page, "en", None) == (page, measure(plain))
+    assert measure(page)["alpha_words"] < measure(plain)["alpha_words"]
+    cleaned, metrics = measure_page(page, "en", LineRules())
+    assert cleaned == page.replace("\n\n", "\n")
+    assert metrics == clean_and_measure(plain, "en", LineRules(min_words=1))[1]
 
 
 def test_shares_are_taken_of_what_datatrove_takes_them_of() -> None:
