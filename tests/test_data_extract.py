@@ -331,6 +331,11 @@ def test_what_a_page_hides_is_left_out_unless_it_is_nearly_all() -> None:
         assert SENTENCES[3] in text_of(f"<h1>The bridge</h1><div {how}>{shown * 8}{hidden * 8}</div>")
 
 
+def test_a_short_page_is_read_without_what_it_hides() -> None:
+    assert text_of(f'<p>{SENTENCES[0]}</p><div style="visibility: hidden"><p>{SENTENCES[1]}</p></div>') == SENTENCES[0]
+    assert text_of(f"<div hidden><p>{SENTENCES[0]}</p></div>") == SENTENCES[0]
+
+
 def trail(last: str) -> str:
     return f'<nav aria-label="Breadcrumb"><ul><li><a href="/">Towns</a></li><li><a href="/b">Bridges</a></li><li>{last}</li></ul></nav>'
 

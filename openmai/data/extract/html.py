@@ -88,10 +88,10 @@ def extract(html: str, max_depth: int, hint: Hint = no_hint, format: Format = "t
     if page.too_deep:
         raise ExtractError("extract.depth", f"elements nested deeper than {max_depth}")
     known = hint is not no_hint or page.blocks[:, CHARS].sum() < _SMALL
-    kept = None if known else _as_read(page, is_content(page, features(page.blocks, page.elements, _in_article(page, facts.article))))
-    if kept is None or not kept.any():
+    kept = _by_rules(page) if known else is_content(page, features(page.blocks, page.elements, _in_article(page, facts.article)))
+    if not kept.any():
         kept = _by_rules(page)
-    text = render(page, np.flatnonzero(kept).tolist(), format)
+    text = render(page, np.flatnonzero(_as_read(page, kept)).tolist(), format)
     if len(facts.article) > _BODY_LACK * len(text):
         text = facts.article
     return Page(title, text, facts.date, facts.language, facts.license, opt_out(facts.metas, {}))
