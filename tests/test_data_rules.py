@@ -293,6 +293,23 @@ def test_what_was_not_measured_is_not_judged() -> None:
     assert judge(good, Thresholds()) == ("", "")
 
 
+def test_a_section_of_law_with_its_citations_is_kept() -> None:
+    section = (
+        "# § 26-831.21. Termination of conservatorship.\n\n"
+        "(a) If the Commissioner determines that termination of the conservatorship and resumption of the transaction of the business "
+        "by the merchant bank can be achieved and maintained in a safe and sound manner and is otherwise in the public interest, the "
+        "Commissioner may petition the Superior Court for termination of the conservatorship.\n\n"
+        "(b) If the Superior Court determines that reasons for the conservatorship no longer exist, the Superior Court may dissolve the "
+        "conservatorship and terminate any pending proceedings.\n\n"
+        "(c) If the Commissioner determines that it would be in the public interest, the Commissioner may petition the Superior Court for "
+        "termination of a conservatorship and appointment of a receiver for the merchant bank under § 26-833.12.\n\n"
+        "(June 9, 2001, D.C. Law 13-308, § 321, 48 DCR 3244.)"
+    )
+    metrics = measure_page(section, "en", None)[1]
+    assert judge(metrics, Thresholds()) == ("", "")
+    assert judge(metrics, Thresholds(min_alpha_words=0.8))[0] == "gopher.alpha_words"
+
+
 def test_docs_profile_keeps_reference_pages() -> None:
     page = "# m\n\n" + "\n\n".join(
         f"do_{verb}(self, path: str, *, {verb}_mode={{}}) -> dict[str, int]\n    Do what it takes to {verb} the file at the path.\n"
