@@ -38,7 +38,8 @@ from openmai.data.filter.words import words
 
 DEGRADED = 2500
 PEER = Path(__file__).parent / "peers" / "datatrove_filters.py"
-WEB, STRICT, LENIENT = Thresholds(), LineRules(terminal_punctuation=True), LineRules()
+WEB = Thresholds(min_alpha_words=0.8)  # datatrove's; the only limit of `web` that is another
+STRICT, LENIENT = LineRules(terminal_punctuation=True), LineRules()
 # What datatrove calls the reasons that we give; all of ours it has.
 REASONS = {
     "dup_para_frac": "repetition.duplicate_paragraphs",

@@ -331,6 +331,30 @@ def test_what_a_page_hides_is_left_out_unless_it_is_nearly_all() -> None:
         assert SENTENCES[3] in text_of(f"<h1>The bridge</h1><div {how}>{shown * 8}{hidden * 8}</div>")
 
 
+def test_a_short_page_is_read_without_what_it_hides() -> None:
+    assert text_of(f'<p>{SENTENCES[0]}</p><div style="visibility: hidden"><p>{SENTENCES[1]}</p></div>') == SENTENCES[0]
+    assert text_of(f"<div hidden><p>{SENTENCES[0]}</p></div>") == SENTENCES[0]
+
+
+def trail(last: str) -> str:
+    return f'<nav aria-label="Breadcrumb"><ul><li><a href="/">Towns</a></li><li><a href="/b">Bridges</a></li><li>{last}</li></ul></nav>'
+
+
+def test_what_stands_in_nav_is_left_out_unless_it_is_nearly_all() -> None:
+    last, body = "§ 12. The bridge by the old mill", "".join(f"<p>{sentence}</p>" for sentence in SENTENCES * 3)
+    page = f"<head><title>{last}</title></head><div>{trail(last)}<main><article><h1>{last}</h1>{body}</article></main></div>"
+    assert extract(page, 400).text == f"# {last}\n\n" + "\n\n".join(SENTENCES * 3)
+    links = "".join(
+        f'<li><a href="/{n}">Law {n}. Act of {1900 + n} about the bridge by the old mill and its keepers.</a></li>' for n in range(40)
+    )
+    assert "- Law 7. Act of 1907" in text_of(f"<main><article><h1>The laws</h1><nav><ul>{links}</ul></nav></article></main>")
+
+
+def test_a_short_page_keeps_a_heading_that_a_list_of_contents_names() -> None:
+    page = f'{trail("The bridge")}<main><article><h1 class="h__toc">The bridge</h1><p>{SENTENCES[0]}</p></article></main>'
+    assert text_of(page) == f"# The bridge\n\n{SENTENCES[0]}"
+
+
 def test_deep_pages() -> None:
     deep = "<div>" * 200_000 + "text"
     assert extract(deep, 10**6).text == "text"

@@ -13,7 +13,7 @@ from openmai.data.filter import english
 from openmai.data.filter import words as words_module
 from openmai.data.filter.config import DOCS, HEAVY, LineRules, Thresholds
 from openmai.data.filter.lines import clean_lines
-from openmai.data.filter.metrics import clean_and_measure, measure
+from openmai.data.filter.metrics import clean_and_measure, measure, measure_page
 from openmai.data.filter.repetition import count_sentences, repeated_ngrams
 from openmai.data.filter.rules import RULES, judge
 from openmai.data.filter.words import Vocabulary, words
@@ -183,6 +183,16 @@ def test_sentences() -> None:
     assert count_sentences(np.array([2, 4, 1, 3, 0, 1, 0], dtype=np.int8)) == 2  # white space begins a sentence, the mark fills it
 
 
+def test_marks_of_headings_are_not_words() -> None:
+    page = f"# The river\n\n{PROSE}\n\n#### Its banks\n\n#tag # x\n\n{PROSE}"
+    plain = f"The river\n\n{PROSE}\n\nIts banks\n\n#tag # x\n\n{PROSE}"
+    assert measure_page(page, "en", None) == (page, measure(plain))
+    assert measure(page)["alpha_words"] < measure(plain)["alpha_words"]
+    cleaned, metrics = measure_page(page, "en", LineRules())
+    assert cleaned == page.replace("\n\n", "\n")
+    assert metrics == clean_and_measure(plain, "en", LineRules(min_words=1))[1]
+
+
 def test_shares_are_taken_of_what_datatrove_takes_them_of() -> None:
     text = "\n•  one thing\nsame line...\n\n\nsame line...\n\nx #1\n"
     m = measure(text)
@@ -281,6 +291,23 @@ def test_what_was_not_measured_is_not_judged() -> None:
     assert judge(good | {"quality": 0.9, "toxic_words": 0.0}, Thresholds()) == ("", "")
     del good["stop_words"]
     assert judge(good, Thresholds()) == ("", "")
+
+
+def test_a_section_of_law_with_its_citations_is_kept() -> None:
+    section = (
+        "# § 26-831.21. Termination of conservatorship.\n\n"
+        "(a) If the Commissioner determines that termination of the conservatorship and resumption of the transaction of the business "
+        "by the merchant bank can be achieved and maintained in a safe and sound manner and is otherwise in the public interest, the "
+        "Commissioner may petition the Superior Court for termination of the conservatorship.\n\n"
+        "(b) If the Superior Court determines that reasons for the conservatorship no longer exist, the Superior Court may dissolve the "
+        "conservatorship and terminate any pending proceedings.\n\n"
+        "(c) If the Commissioner determines that it would be in the public interest, the Commissioner may petition the Superior Court for "
+        "termination of a conservatorship and appointment of a receiver for the merchant bank under § 26-833.12.\n\n"
+        "(June 9, 2001, D.C. Law 13-308, § 321, 48 DCR 3244.)"
+    )
+    metrics = measure_page(section, "en", None)[1]
+    assert judge(metrics, Thresholds()) == ("", "")
+    assert judge(metrics, Thresholds(min_alpha_words=0.8))[0] == "gopher.alpha_words"
 
 
 def test_docs_profile_keeps_reference_pages() -> None:

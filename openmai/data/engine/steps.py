@@ -25,7 +25,7 @@ from openmai.data.extract.html import ExtractError, Page, decode, extract
 from openmai.data.extract.signals import opt_out
 from openmai.data.filter.language import identify
 from openmai.data.filter.lexicon import toxic_words
-from openmai.data.filter.metrics import clean_and_measure, measure
+from openmai.data.filter.metrics import measure_page
 from openmai.data.filter.pii import mask
 from openmai.data.filter.quality import QualityModel
 from openmai.data.filter.signals_config import UrlRules
@@ -71,10 +71,7 @@ def private(rows: list[Row], config: Annotation) -> None:
 def metrics(rows: list[Row], config: Annotation) -> None:
     """Add the metrics of the quality rules to the scores; take C4's lines out of the text if that is asked for."""
     for row in rows:
-        if config.lines:
-            row["text"], found = clean_and_measure(row["text"], row["language"], config.lines)
-        else:
-            found = measure(row["text"], row["language"])
+        row["text"], found = measure_page(row["text"], row["language"], config.lines)
         row["scores"] |= found | {"toxic_words": toxic_words(_WORD.findall(row["text"]), row["language"])}
 
 

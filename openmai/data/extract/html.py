@@ -34,9 +34,10 @@ _SMALL = 1000  # characters; a page of less says too little for the model
 _LINK_SHARE = 60  # percent of a block's characters
 _FURNITURE_TAGS = frozenset(TAGS[tag] for tag in ("nav", "menu", "footer", "aside", "form", "dialog", "noscript", "search"))
 _FURNITURE_NAMES = sum(BITS[name] for name in ("nav", "foot", "share", "comment"))
-_MAIN_TAGS = (TAGS["main"], TAGS["article"])
+_HEADING_TAGS = frozenset(TAGS[f"h{level}"] for level in range(1, 7))
+_MAIN_TAGS, _NAV = (TAGS["main"], TAGS["article"]), TAGS["nav"]
 _BODY_START = 200  # characters of a block that are looked for in the article's text that JSON-LD gives
-_SEEN = 5  # the part of the text in it that a page shows at first
+_SEEN = 5  # the part of the text that a page shows at first and outside its navigation
 _BODY_LACK = 3  # the article's text replaces ours if it is so many times as long
 
 
@@ -87,12 +88,10 @@ def extract(html: str, max_depth: int, hint: Hint = no_hint, format: Format = "t
     if page.too_deep:
         raise ExtractError("extract.depth", f"elements nested deeper than {max_depth}")
     known = hint is not no_hint or page.blocks[:, CHARS].sum() < _SMALL
-    kept = (
-        None if known else _without_hidden(page, is_content(page, features(page.blocks, page.elements, _in_article(page, facts.article))))
-    )
-    if kept is None or not kept.any():
+    kept = _by_rules(page) if known else is_content(page, features(page.blocks, page.elements, _in_article(page, facts.article)))
+    if not kept.any():
         kept = _by_rules(page)
-    text = render(page, np.flatnonzero(kept).tolist(), format)
+    text = render(page, np.flatnonzero(_as_read(page, kept)).tolist(), format)
     if len(facts.article) > _BODY_LACK * len(text):
         text = facts.article
     return Page(title, text, facts.date, facts.language, facts.license, opt_out(facts.metas, {}))
@@ -124,23 +123,26 @@ def _in_article(page: Scanned, article: str) -> np.ndarray:
     return result
 
 
-def _without_hidden(page: Scanned, kept: np.ndarray) -> np.ndarray:
-    """Drop what the page hides in itself, unless that is nearly all: then a script would have shown it."""
-    hidden = np.zeros(len(page.elements), dtype=bool)
-    for number, (parent, groups) in enumerate(page.elements[:, [PARENT, GROUPS]].tolist()):
-        hidden[number] = bool(groups & HIDDEN) or hidden[parent]
-    seen, chars = kept & ~hidden[page.blocks[:, ELEMENT]], page.blocks[:, CHARS]
-    return seen if chars[seen].sum() * _SEEN >= chars[kept].sum() else kept
+def _as_read(page: Scanned, kept: np.ndarray) -> np.ndarray:
+    """Drop what the page hides in itself and what stands in <nav>, unless that is nearly all: a script would have shown it, or a list of
+    links is what the page is for. The model likes the end of a breadcrumb trail, which says what the heading says."""
+    apart = np.zeros(len(page.elements), dtype=bool)
+    for number, (parent, tag, groups) in enumerate(page.elements[:, [PARENT, TAG, GROUPS]].tolist()):
+        apart[number] = bool(groups & HIDDEN) or tag == _NAV or apart[parent]
+    read, chars = kept & ~apart[page.blocks[:, ELEMENT]], page.blocks[:, CHARS]
+    return read if chars[read].sum() * _SEEN >= chars[kept].sum() else kept
 
 
 def _by_rules(page: Scanned) -> np.ndarray:
-    """Keep what stands in the only <main> or <article>, if there is one, and is neither links nor in an element for other things."""
+    """Keep what stands in the only <main> or <article>, if there is one, and is neither links nor in an element for other things. The
+    names of a heading do not count: `toc` says that it is listed there."""
     elements, blocks = page.elements, page.blocks
     mains = [np.flatnonzero(elements[:, TAG] == tag) for tag in _MAIN_TAGS]
     root = next((int(found[0]) for found in mains if len(found) == 1), 0)
     inside, furniture = np.zeros(len(elements), dtype=bool), np.zeros(len(elements), dtype=bool)
     for number, (parent, tag, groups) in enumerate(elements[:, [PARENT, TAG, GROUPS]].tolist()):
         inside[number] = number == root or inside[parent]
-        furniture[number] = tag in _FURNITURE_TAGS or bool(groups & _FURNITURE_NAMES) or furniture[parent]
+        named = bool(groups & _FURNITURE_NAMES) and tag not in _HEADING_TAGS
+        furniture[number] = tag in _FURNITURE_TAGS or named or furniture[parent]
     linked = (blocks[:, LINKS] * 100 > _LINK_SHARE * blocks[:, CHARS]) & (blocks[:, LEVEL] == 0)
     return inside[blocks[:, ELEMENT]] & ~furniture[blocks[:, ELEMENT]] & ~linked

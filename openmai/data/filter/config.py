@@ -26,7 +26,7 @@ class LineRules(Config):
 
 class Thresholds(Config):
     """Limits of the quality rules; the papers stand beside the rules in rules.py. The defaults, for web prose, are those of datatrove's
-    filters 0.10.1, which made FineWeb."""
+    filters 0.10.1, which made FineWeb, except `min_alpha_words`."""
 
     min_words: int = 50
     """Gopher: fewest words, not counting punctuation"""
@@ -42,8 +42,8 @@ class Thresholds(Config):
     """Gopher: most lines that begin with a bullet, share"""
     max_ellipsis_lines: float = 0.3
     """Gopher: most lines that end with an ellipsis, share"""
-    min_alpha_words: float = 0.8
-    """Gopher: fewest words with a letter, share of words and punctuation marks"""
+    min_alpha_words: float = 0.7
+    """Gopher: fewest words with a letter, share of words and punctuation marks; the paper and FineWeb have 0.8, the paper of words alone"""
     min_stop_words: int = 2
     """Gopher: fewest different English stop words"""
     max_duplicate_lines: float = 0.3
@@ -102,8 +102,7 @@ DOCS = Thresholds(
 )
 
 # For the second phase of Phi-3's recipe (arXiv:2404.14219, section 2): few pages, like textbooks. The limits lie where at most 5 % of the
-# chapters of 20 textbooks are lost, or 5 % of ordinary pages; repeated n-grams stay at Gopher's, which textbooks touch. Words with a
-# letter lie lower: a punctuation mark counts as a word, so 0.8 loses every seventh chapter and every third piece of a novel.
+# chapters of 20 textbooks are lost, or 5 % of ordinary pages; repeated n-grams stay at Gopher's, which textbooks touch.
 HEAVY = Thresholds(
     min_words=100,
     min_mean_word=3.5,
@@ -111,7 +110,6 @@ HEAVY = Thresholds(
     max_symbols=0.02,
     max_bullet_lines=0.5,
     max_ellipsis_lines=0.1,
-    min_alpha_words=0.7,
     min_stop_words=4,
     max_duplicate_lines=0.15,
     max_duplicate_line_chars=0.1,

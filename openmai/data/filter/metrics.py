@@ -6,6 +6,7 @@ Rae et al. 2021 (Gopher, arXiv:2112.11446, appendix A.1), Raffel et al. 2020 (C4
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from openmai.data.filter.repetition import DUPLICATE, TOP, count_sentences, repe
 from openmai.data.filter.words import LETTER, LINE, LINE_ENDS, MARK, STOP, WORD, Vocabulary, vocabulary
 
 SHORT_LINE = 30  # characters, FineWeb
+_HEADING_MARK = re.compile(r"^#{1,6} (?=\S)", re.MULTILINE)
 
 
 def measure(text: str, language: str = "en") -> dict[str, float]:
@@ -28,6 +30,14 @@ def clean_and_measure(text: str, language: str, rules: LineRules) -> tuple[str, 
     """Return the text without the lines that `rules` drop, and its metrics; those of repetition are the original's, as in FineWeb."""
     cleaned, counts = clean_lines(text, rules)
     return cleaned, _measure(text, cleaned, language) | counts
+
+
+def measure_page(text: str, language: str, rules: LineRules | None) -> tuple[str, dict[str, float]]:
+    """Return a page's text, without the lines that `rules` drop if there are any, and its metrics. The # before a heading is ours and not
+    the page's: the limits were set on text without them, and each of them would be a word without a letter."""
+    cleaned, counts = clean_lines(text, rules) if rules else (text, {})
+    original = _HEADING_MARK.sub("", text)
+    return cleaned, _measure(original, _HEADING_MARK.sub("", cleaned) if rules else original, language) | counts
 
 
 def _measure(original: str, text: str, language: str) -> dict[str, float]:
