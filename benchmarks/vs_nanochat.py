@@ -228,7 +228,7 @@ def ours(text: Text, seed: int, seconds: float, settings: dict[str, Any]) -> dic
             train("ours", model, batches, NextToken(), Path(folder), loop, chosen.optimizer, chosen.schedule, hooks)
         return model, chosen, (clock[-1] - clock[1]) / (steps - 2)  # compilation does not count
 
-    _, _, per_step = run(12)
+    _, _, per_step = run(40)
     steps = round(seconds / per_step)
     model, chosen, per_step = run(steps)
     with torch.no_grad():
