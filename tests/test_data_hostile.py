@@ -199,6 +199,19 @@ def look(path: Path) -> tuple[list[str], list[str], str]:
     return urls, gaps, ends
 
 
+def test_a_length_that_covers_exactly_the_next_record_of_a_compressed_archive_is_a_lie(tmp_path: Path) -> None:
+    """Found by fuzzing: it ends where a record may end, but a member of the archive begins within it."""
+    hidden = good(1)
+    body = b"<p>A page that ends early."
+    liar = record("http://bad/liar", body, length=len(f"HTTP/1.1 200 OK\r\n{HTML}\r\n".encode() + body + b"\r\n\r\n" + hidden) - 4)
+    path = tmp_path / "a.warc.gz"
+    path.write_bytes(b"".join(gzip.compress(piece) for piece in (good(0), liar, hidden, good(2))))
+    urls, gaps, _ = look(path)
+    assert urls == [f"http://good/{number}" for number in range(3)]
+    assert len(gaps) == 1
+    assert "the next record begins after" in gaps[0]
+
+
 def test_a_megabyte_of_heads_without_end_takes_linear_time(tmp_path: Path) -> None:
     path = tmp_path / "a.warc"
     path.write_bytes(b"WARC/1.0\r\nA: b\r\n" * 60_000 + good(0))

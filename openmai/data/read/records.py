@@ -142,12 +142,12 @@ def _take(stream: Stream, form: Form, head: Head, place: str) -> Record:
     if head.length > MAX_BYTES:
         return _pass_over(stream, head, place)
     stream.ensure(head.length + form.overlap)
-    there = len(stream.buffer)
-    if there < head.length or not form.landing.match(stream.buffer, head.length):
+    there, end = len(stream.buffer), stream.member_within(head.length)
+    if end is None and (there < head.length or not form.landing.match(stream.buffer, head.length)):
         inner = form.start.search(stream.buffer, 0, head.length + form.overlap)
-        if inner is not None and inner.start() < head.length:
-            end = inner.start()
-            return Record(head, stream.take(end), f"extract.length: {place} says {head.length} bytes, the next record begins after {end}")
+        end = inner.start() if inner is not None and inner.start() < head.length else None
+    if end is not None:
+        return Record(head, stream.take(end), f"extract.length: {place} says {head.length} bytes, the next record begins after {end}")
     if there < head.length:
         stream.drop(there)
         stream.cut()
