@@ -25,6 +25,7 @@ import torch
 import uvicorn
 
 from openmai.base.errors import OpenmaiError
+from openmai.infer.adapters import attach
 from openmai.infer.config import EngineConfig
 from openmai.infer.engine import Engine
 from openmai.infer.load import load_assistant
@@ -38,11 +39,16 @@ QUESTION = [{"role": "user", "content": "The cat opens the file"}]
 
 
 @contextmanager
-def running(checkpoint: Path, gate: Gate | None = None, limits: Limits | None = None, **settings: object) -> Iterator[tuple[str, Engine]]:
+def running(
+    checkpoint: Path, gate: Gate | None = None, limits: Limits | None = None, adapters: dict[str, Path] | None = None, **settings: object
+) -> Iterator[tuple[str, Engine]]:
     """Serve a checkpoint as model "tiny" on a free port; yields its address and engine."""
     torch.set_num_threads(1)
     model, tokenizer, _ = load_assistant(checkpoint)
-    with listen("127.0.0.1", 0) as listener, Engine(model, tokenizer, EngineConfig(rows=3, **settings)) as engine:
+    with (
+        listen("127.0.0.1", 0) as listener,
+        Engine(model, tokenizer, EngineConfig(rows=3, **settings), adapters=attach(model, adapters or {})) as engine,
+    ):
         server = uvicorn.Server(uvicorn.Config(create_app(engine, "tiny", gate, limits, fim=True), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

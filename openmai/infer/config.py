@@ -55,6 +55,8 @@ class Sampling(Config):
     "report the same of the prompt"
     grammar: Grammar | None = None
     "constrain the answer"
+    adapter: str = ""
+    "the adapter that answers, of those that the engine has; none: the model itself"
 
 
 class EngineConfig(Config):

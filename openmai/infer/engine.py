@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from openmai.base.errors import OpenmaiError
+from openmai.infer.adapters import Adapters
 from openmai.infer.blocks import BlockPool, chain
 from openmai.infer.config import EngineConfig, Sampling
 from openmai.infer.grammar import Constraint, GrammarError, Grammars
@@ -110,13 +111,20 @@ class Engine:
     """Answers many requests at once with one model; thread-safe. Use as a context manager."""
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, config: EngineConfig | None = None, draft: Transformer | None = None
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        config: EngineConfig | None = None,
+        draft: Transformer | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
-        """`draft` is a small model over the same vocabulary that guesses tokens when `config.speculate` is "draft".
+        """`draft` is a small model over the same vocabulary that guesses tokens when `config.speculate` is "draft"; `adapters` are those
+        attached to the model, for requests that name one.
 
         Raises OpenmaiError for settings that do not fit each other or the models.
         """
         self.model, self.tokenizer, self.draft, self.config = model, tokenizer, draft, config or EngineConfig()
+        self.adapters = adapters or Adapters(())
         assert not model.training, "call model.eval() before generating"
         self.max_length = min(self.config.max_length or model.config.context, model.config.context)
         self.device = model.embedding.weight.device
@@ -207,6 +215,9 @@ class Engine:
             raise OpenmaiError(f"prompt: token ids must lie between 0 and {size - 1}, found {min(ids)} to {max(ids)}")
         if not all(0 <= token < size for token, _ in sampling.logit_bias):
             raise OpenmaiError(f"logit_bias: token ids must lie between 0 and {size - 1}")
+        if sampling.adapter and sampling.adapter not in self.adapters.names:
+            known = ", ".join(self.adapters.names) or "none"
+            raise OpenmaiError(f"adapter={sampling.adapter}: not attached to this model; known: {known}")
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling | None = None) -> list[Completion]:
         """Answer all prompts and wait for them; prompt number i uses the seed `sampling.seed + i`."""
@@ -375,7 +386,8 @@ class Engine:
         size = self.config.block
         while len(sequence.names) < count:
             start = len(sequence.names) * size
-            sequence.names.append(chain(sequence.names[-1] if start else b"", sequence.tokens[start : start + size]))
+            parent = sequence.names[-1] if start else sequence.request.sampling.adapter.encode()
+            sequence.names.append(chain(parent, sequence.tokens[start : start + size]))
 
     def _publish(self, sequence: _Sequence) -> None:
         """Let others find the full blocks of a sequence."""
@@ -446,7 +458,8 @@ class Engine:
         """Run one forward pass, and choose the next tokens of the sequences that it completes. Returns what is to be told to whom."""
         sequences = [(item.new, item.sequence.computed, item.sequence.blocks, _before(item.sequence)) for item in work]
         batch = batch_of(self.caches[0], self.max_length, sequences)
-        x_ND = self.model.stream(batch.ids_1N, batch.positions_1N, batch)[0]
+        with self.adapters.over([(item.sequence.request.sampling.adapter, len(item.new)) for item in work]):
+            x_ND = self.model.stream(batch.ids_1N, batch.positions_1N, batch)[0]
         self.stats.steps += 1
         first = 0
         wanted: list[int] = []

@@ -93,9 +93,9 @@ class Int4Linear(nn.Module):
 class Joint(nn.Module):
     """Linear layers of the same input as one product: one call, and one reading of what goes in."""
 
-    def __init__(self, parts: list[nn.Linear]) -> None:
+    def __init__(self, names: tuple[str, ...], parts: list[nn.Linear]) -> None:
         super().__init__()
-        self.widths = [part.out_features for part in parts]
+        self.names, self.widths = names, [part.out_features for part in parts]
         self.whole = nn.Linear(parts[0].in_features, sum(self.widths), bias=parts[0].bias is not None, device="meta")
         for name in dict(parts[0].named_parameters()):
             joined = torch.cat([getattr(part, name).data for part in parts])
@@ -184,7 +184,7 @@ def pack(model: Transformer, kind: str = "") -> Transformer:
 
 def _join(module: nn.Module, *names: str) -> None:
     """Replace linear layers of a module by one `joint`."""
-    module.joint = Joint([getattr(module, name) for name in names])
+    module.joint = Joint(names, [getattr(module, name) for name in names])
     for name in names:
         delattr(module, name)
 

@@ -72,12 +72,12 @@ def _api(server: Server) -> APIRouter:
 
     @api.get("/v1/models")
     async def models(key: Key = known) -> dict[str, Any]:
-        return {"object": "list", "data": [server.card()] if key.may_use(server.name) else []}
+        return {"object": "list", "data": [server.card(name) for name in server.names if key.may_use(name)]}
 
     @api.get("/v1/models/{model:path}")
     async def model(model: str, key: Key = known) -> dict[str, Any]:
-        server.gate.check_model(key, model, server.name)
-        return server.card()
+        server.gate.check_model(key, model, *server.names)
+        return server.card(model)
 
     @api.post("/v1/chat/completions")
     async def chat_completions(body: bodies.ChatRequest, request: Request, key: Key = admitted) -> Response:
@@ -127,9 +127,9 @@ class Call:
     grammar: Grammar | None = None
     functions: list[Function] = field(default_factory=list)
 
-    def jobs(self) -> list[tuple[list[int], Sampling]]:
+    def jobs(self, adapter: str) -> list[tuple[list[int], Sampling]]:
         """Return prompt and settings of each choice."""
-        asked = {"prompt_logprobs": self.logprobs} if self.echo else {}
+        asked: dict[str, Any] = {"adapter": adapter} | ({"prompt_logprobs": self.logprobs} if self.echo else {})
         return [
             (prompt, self.body.choice_sampling(choice, self.max_tokens, self.logprobs, self.stop, self.grammar).model_copy(update=asked))
             for prompt in self.prompts
@@ -155,14 +155,20 @@ class Server:
         self.metrics = Metrics(engine)
         self.embedding = asyncio.Lock()  # one pass at a time bounds its memory
 
-    def card(self) -> dict[str, Any]:
-        """Return the model object; `max_model_len` is what vLLM calls the context."""
-        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "openmai", "max_model_len": self.engine.max_length}
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What may be asked for: the model, and each adapter of it."""
+        return (self.name, *self.engine.adapters.names)
+
+    def card(self, name: str) -> dict[str, Any]:
+        """Return the model object; `max_model_len` is what vLLM calls the context, `parent` what an adapter belongs to."""
+        card = {"id": name, "object": "model", "created": self.created, "owned_by": "openmai", "max_model_len": self.engine.max_length}
+        return card if name == self.name else card | {"parent": self.name}
 
     # From bodies to calls
 
     def chat(self, body: bodies.ChatRequest, key: Key) -> Call:
-        self.gate.check_model(key, body.model, self.name)
+        self.gate.check_model(key, body.model, *self.names)
         body.check()
         functions = [tool.function.read() for tool in body.tools or ()]
         functions, grammar = bodies.offered(functions, body.tool_choice, body.parallel_tool_calls is not False)
@@ -170,23 +176,23 @@ class Server:
         return Call(
             body, key, [self.prompt(body.messages, functions)],
             body.max_completion_tokens or body.max_tokens or self.engine.max_length,
-            ChatShape(self.engine, self.name, logprobs is not None), "messages",
+            ChatShape(self.engine, body.model, logprobs is not None), "messages",
             body.n or 1, body.stop or [], logprobs, False, body.include_usage,
             grammar or self._grammar(body, body.response_format, "response_format"), functions,
         )  # fmt: skip
 
     def complete(self, body: bodies.CompletionRequest, key: Key) -> Call:
-        self.gate.check_model(key, body.model, self.name)
+        self.gate.check_model(key, body.model, *self.names)
         body.check()
         prompts = [self._filled(prompt, body.suffix) for prompt in body.prompts()]
         return Call(
             body, key, prompts, DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens,
-            CompletionShape(self.engine, self.name, body.logprobs is not None), "prompt",
+            CompletionShape(self.engine, body.model, body.logprobs is not None), "prompt",
             body.n or 1, body.stop or [], body.logprobs, bool(body.echo), body.include_usage, self._grammar(body, None, ""),
         )  # fmt: skip
 
     def answer(self, body: bodies.ResponsesRequest, key: Key) -> Call:
-        self.gate.check_model(key, body.model, self.name)
+        self.gate.check_model(key, body.model, *self.names)
         body.check()
         functions, grammar = bodies.offered(
             [tool.read() for tool in body.tools or ()], body.tool_choice, body.parallel_tool_calls is not False
@@ -209,7 +215,7 @@ class Server:
         }
         return Call(
             body, key, [self.prompt(body.messages(), functions)], body.max_output_tokens or self.engine.max_length,
-            ResponseShape(self.engine, self.name, settings), "input",
+            ResponseShape(self.engine, body.model, settings), "input",
             grammar=grammar or self._grammar(body, wanted, "text.format"), functions=functions,
         )  # fmt: skip
 
@@ -283,7 +289,8 @@ class Server:
     async def _start(self, call: Call) -> Answer:
         if self.engine.load()[1] >= self.limits.waiting:
             raise APIError(503, "too many requests wait; try again later", code="overloaded", kind="server_error", retry_after=5)
-        answer = Answer(self.engine, call.jobs(), self.metrics)
+        adapter = "" if call.body.model == self.name else call.body.model
+        answer = Answer(self.engine, call.jobs(adapter), self.metrics)
         try:
             if call.grammar:  # compiling one may take a while
                 await run_in_threadpool(answer.submit, asyncio.get_running_loop())
@@ -309,7 +316,7 @@ class Server:
                     yield index, turns[index].read(increment)
         finally:
             answer.cancel()
-            self.gate.account(call.key, self.name, sum(len(prompt) for prompt in call.prompts), answer.generated)
+            self.gate.account(call.key, call.body.model, sum(len(prompt) for prompt in call.prompts), answer.generated)
 
     async def _collect(self, call: Call, answer: Answer) -> dict[str, Any]:
         """Wait for the whole answer."""

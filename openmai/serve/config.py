@@ -43,6 +43,8 @@ class ServeConfig(EngineConfig):
     limits: Limits = Limits()
     draft: Path | None = None
     "checkpoint of a small model on the same tokenizer that guesses tokens, with speculate=draft"
+    adapters: dict[str, Path] = {}
+    "LoRA adapters by the name that requests give as their model: folders that PEFT saved"
     fim: bool = False
     "the model has learned to fill in the middle (`tokenizer encode --fim`): offer `suffix`"
     runs: Path | None = None

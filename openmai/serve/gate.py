@@ -54,11 +54,12 @@ class Gate:
         if self.store:
             self.store.add(key.id or "OPENMAI_API_KEY", model, prompt_tokens, completion_tokens)
 
-    def check_model(self, key: Key, given: str, offered: str) -> None:
+    def check_model(self, key: Key, given: str, *offered: str) -> None:
         """Raise APIError 404 for a model that is not there, or not for this caller."""
-        if given != offered:
-            raise APIError(404, f"the model '{given}' does not exist; this server has '{offered}'", "model", "model_not_found")
-        if not key.may_use(offered):
+        if given not in offered:
+            known = ", ".join(f"'{name}'" for name in offered)
+            raise APIError(404, f"the model '{given}' does not exist; this server has {known}", "model", "model_not_found")
+        if not key.may_use(given):
             raise APIError(404, f"the model '{given}' is not among those of this key", "model", "model_not_found")
 
 

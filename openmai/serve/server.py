@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from openmai.base.errors import OpenmaiError
 from openmai.base.progress import say
+from openmai.infer.adapters import attach
 from openmai.infer.engine import Engine
 from openmai.infer.load import load_assistant, load_draft
 from openmai.infer.weights import pack
@@ -43,9 +44,10 @@ def serve(config: ServeConfig) -> None:
         for part in (model, draft):
             if part is not None:
                 pack(part, config.weights)
-        gate = open_gate(config, stack)
-        engine = stack.enter_context(Engine(model, tokenizer, config, draft))
-        name = config.name or found
+        gate, name = open_gate(config, stack), config.name or found
+        if name in config.adapters:
+            raise OpenmaiError(f"adapters: {name} is the name of the model itself; give the adapter another, or the model one with --name")
+        engine = stack.enter_context(Engine(model, tokenizer, config, draft, attach(model, config.adapters)))
         run(create_app(engine, name, gate, config.limits, config.fim, find_runs(config)), listener, name, gate)
     say("stopped")
 
