@@ -78,10 +78,13 @@ def count_for_real(wanted: DryRunConfig, out: Path) -> int:
     ("layout", "model"),
     [({"pp": 2, "tp": 2}, {}), ({"cp": 2, "ep": 2, "checkpointing": "full"}, EXPERTS), ({"tp": 2, "ep": 4, "pp": 1}, EXPERTS)],
 )
-def test_a_dry_run_says_what_a_process_does(layout: dict, model: dict, tmp_path: Path) -> None:
+def test_a_dry_run_says_what_a_process_does(layout: dict, model: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     wanted = config(tmp_path / "dry.json", layout, model)
     real = really(wanted, tmp_path / "real.json")
     dry_run(wanted)
+    report = capsys.readouterr().out  # for pipes; the time it took is a message
+    assert "parameters on 4 processes" in report
+    assert "optimizer state" in report
     dry = json.loads((tmp_path / "dry.json").read_text())
     for one, other in zip(dry["collectives"], real["collectives"], strict=True):
         if model and one["kind"] == "all-to-all":  # how many tokens experts get is known to the real ones only

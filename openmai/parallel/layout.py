@@ -9,8 +9,7 @@ from pydantic import Field
 from openmai.base.config import Config
 from openmai.base.errors import OpenmaiError
 from openmai.model.config import ModelConfig
-
-Schedule = Literal["1f1b", "interleaved", "zero-bubble", "zbv"]
+from openmai.model.stages import Schedule
 
 
 class Layout(Config):

@@ -105,7 +105,7 @@ def step_bytes(
     micro-batch; ZeRO-1 and 2 scatter gradients and gather weights once.
     """
     tokens, micro_batches = grid.micro_rows * sequence / grid.cp, batch_rows / (grid.dp * grid.micro_rows)
-    stages = stages_of(model, grid.pp, grid.virtual)
+    stages = stages_of(model, grid.pp, grid.virtual, grid.schedule)
     dense, experts = (values[0] for values in local_parameters(model, grid))
     embedding, head, small = count_around(model)
     around = (embedding + (head + small if grid.pp == 1 else 0)) / grid.tp

@@ -146,10 +146,11 @@ def _symbolic(config: DryRunConfig, team: Team, architecture: ModelConfig, micro
         model: Any = Transformer(architecture)
     parameters = num_parameters(model)
     assert config.micro_rows
-    say(
+    print(
         f"{parameters / 1e9:,.1f}B parameters on {config.processes:,} processes ({_named(team.layout)}); process {config.rank:,}, "
         f"{micro_batches} micro-batches of {config.micro_rows} x {config.context:,} tokens, "
-        f"{micro_batches * config.micro_rows * team.layout.data * config.context / 1e6:,.1f}M per step"
+        f"{micro_batches * config.micro_rows * team.layout.data * config.context / 1e6:,.1f}M per step",
+        flush=True,
     )
     model = team.take(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -220,10 +221,10 @@ def _named(layout: Any) -> str:
 
 def _show(found: dict) -> None:
     for name, size in found["bytes"].items():
-        say(f"  {name:<54} {_size(size):>12}")
-    say(f"  {'collective':<16} {'processes':>9} {'calls':>9} {'together':>12}")
+        print(f"  {name:<54} {_size(size):>12}")
+    print(f"  {'collective':<16} {'processes':>9} {'calls':>9} {'together':>12}")
     for row in found["collectives"]:
-        say(f"  {row['kind']:<16} {row['group']:>9,} {row['count']:>9,} {_size(row['bytes']):>12}")
+        print(f"  {row['kind']:<16} {row['group']:>9,} {row['count']:>9,} {_size(row['bytes']):>12}")
 
 
 def _size(size: int) -> str:
