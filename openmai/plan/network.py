@@ -57,7 +57,7 @@ def tensor_bytes(model: ModelConfig, kind: Kind, grid: Grid, tokens: Array) -> t
 
 def context_bytes(model: ModelConfig, grid: Grid, tokens: Array) -> Array:
     """Return the bytes that one process sends in a layer's forward pass around the ring of keys and values; twice that backward."""
-    width = model.num_heads * (model.head + model.mla.value_width) if model.mla else 2 * model.kv_heads * model.head
+    width = model.num_heads * (model.head + model.mla.value_width) if model.mla else 2 * np.maximum(model.kv_heads, grid.tp) * model.head
     return (grid.cp - 1) * 2.0 * tokens * width / grid.tp
 
 
