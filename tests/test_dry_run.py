@@ -18,7 +18,7 @@ from openmai.model.transformer import Transformer
 from openmai.parallel.processes import Processes, local
 from openmai.parallel.team import Team
 from openmai.train.config import DryRunConfig
-from openmai.train.dry_run import Counted, dry_run, one_step
+from openmai.train.dry_run import ACTIVATIONS, Counted, dry_run, one_step
 from openmai.train.optimizer import make_optimizers
 
 EXPERTS = {"moe": {"num_experts": 8, "num_active": 2, "expert_width": 32, "first_dense": 1}}
@@ -94,8 +94,7 @@ def test_a_dry_run_says_what_a_process_does(layout: dict, model: dict, tmp_path:
         assert dry["bytes"][name] == real["bytes"][name]
     if model:
         return  # how much is held at once hangs on how many tokens each expert gets
-    peak = "activations and gathered weights, peak of the passes"
-    assert dry["bytes"][peak] == pytest.approx(real["bytes"][peak], rel=0.03)
+    assert dry["bytes"][ACTIVATIONS] == pytest.approx(real["bytes"][ACTIVATIONS], rel=0.03)
 
 
 def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture) -> None:

@@ -176,11 +176,12 @@ def held_bytes(model: ModelConfig, layout: Layout, stage: int = 0, muon: bool = 
     """
     parts = parts_of(model, layout, stage)
     shares = [share for part in parts for block in (*part.blocks, part.around) for share in block]
-    weights = state = gathered = 0
+    weights = state = gathered = whole = 0
     for share in shares:
         mine = share.held(shards_of(layout, share))
         weights += 4 * mine
         state += (4 if muon and share.matrix else 8) * mine
-        gathered += share.size
+        gathered += share.padded(shards_of(layout, share))
+        whole += share.size
     kept = layout.pp > 1
-    return Held(weights, weights, state, kept * size * gathered, kept * 4 * gathered)
+    return Held(weights, weights, state, kept * size * gathered, kept * 4 * whole)
