@@ -28,8 +28,8 @@ class LayerBytes:
     "results of products and attention"
     outputs: float
     "of these the results that nothing but the next operator reads"
-    travelling: float
-    "rows on their way to experts and back, besides those that are kept"
+    working: float
+    "what comes and goes while it works: gradients of hidden values, rows on their way to experts and back"
 
     def kept(self, checkpointing: str) -> float:
         """Return what stays from the forward to the backward pass."""
@@ -38,9 +38,9 @@ class LayerBytes:
     def again(self, checkpointing: str) -> float:
         """Return what is added while its backward pass begins."""
         if checkpointing == "none":
-            return 0.0
+            return self.working
         there = self.entry if checkpointing == "full" else self.entry + self.products - self.outputs
-        return self.everything + self.travelling - there
+        return self.everything + self.working - there
 
 
 def layer_bytes(model: ModelConfig, layout: Layout, layer: int, sequence: int, size: int) -> LayerBytes:
@@ -57,8 +57,9 @@ def layer_bytes(model: ModelConfig, layout: Layout, layer: int, sequence: int, s
     everything += tokens * (1 - 1 / tp) * missing
     products = _attention_products(model, tp)
     outputs = float(width)
-    travelling = routing = 0.0
+    routing = 0.0
     if moe is None:
+        working = size * tokens * (3 if model.gated else 2) * model.ffn_width / tp
         products += (2 if model.gated else 1) * model.ffn_width / tp + width
         outputs += width
     else:
@@ -67,9 +68,9 @@ def layer_bytes(model: ModelConfig, layout: Layout, layer: int, sequence: int, s
         products += (2 * moe.num_shared * moe.expert_width / tp + width) * (moe.num_shared > 0)
         outputs += width * (moe.num_shared > 0)
         routing = 4 * moe.num_experts / tp
-        travelling = 3 * size * tokens * moe.num_active / tp * inner * (layout.ep > 1)
+        working = 3 * size * tokens * moe.num_active / tp * inner
     stored = tokens * (size * products + routing + 4 * model.num_heads / tp)
-    return LayerBytes(size * tokens / tp * width, everything, stored, size * tokens * outputs, travelling)
+    return LayerBytes(size * tokens / tp * width, everything, stored, size * tokens * outputs, working)
 
 
 def _attention_products(model: ModelConfig, tp: int) -> float:
@@ -114,7 +115,8 @@ def _loss(model: ModelConfig, layout: Layout, sequence: int, size: int) -> float
     """Return what the loss holds: the output matrix's gradient in fp32 and as it is handed on, tokens and their gradients, some logits."""
     tokens = layout.micro_rows * sequence / layout.cp
     matrix = model.vocab_size / layout.tp * model.width
-    return (4 + size) * matrix + 2 * size * tokens * model.width + LOSS_BYTES * (1 + size / 4)
+    logits = min(LOSS_BYTES, 4 * tokens * model.vocab_size / layout.tp)
+    return (4 + size) * matrix + 2 * size * tokens * model.width + logits * (1 + size / 4)
 
 
 def process_bytes(
