@@ -210,8 +210,11 @@ def _state_bytes(
             matrices / one + experts / e_one
         )
     optimizer = state.master * (dense / one + experts / e_one) + moments
-    block = _largest_block(model, grid)
-    gathered = np.where((grid.zero == 3) & (grid.shards > 1), block * (2 * bytes_each + state.gradients), 0.0)
+    if grid.pp == 1:
+        whole = _largest_block(model, grid) * (2 * bytes_each + state.gradients)
+    else:  # schedules take micro-batches as they come: PyTorch keeps what it has gathered, and whole sums of gradients, until the last
+        whole = (dense + experts) * (bytes_each + state.gradients)
+    gathered = np.where((grid.zero == 3) & (grid.shards > 1), whole, 0.0)
     return weights, gradients, optimizer, gathered + np.zeros((grid.pp, 1))
 
 

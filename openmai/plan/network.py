@@ -102,7 +102,8 @@ def step_bytes(
 
     The embedding's and the output layer's tensor-parallel exchanges are those of the ends of the pipeline; `bytes_each` is of activations.
     FSDP gathers each layer for the forward and the backward pass, what lies around the layers once, and scatters all gradients, for each
-    micro-batch; ZeRO-1 and 2 scatter gradients and gather weights once.
+    micro-batch; ZeRO-1 and 2, and FSDP in a pipeline, scatter gradients and gather weights once. collectives.py counts the calls of our own
+    training.
     """
     tokens, micro_batches = grid.micro_rows * sequence / grid.cp, batch_rows / (grid.dp * grid.micro_rows)
     stages = stages_of(model, grid.pp, grid.virtual, grid.schedule)
@@ -112,7 +113,7 @@ def step_bytes(
     share, expert_share = (grid.shards - 1) / grid.shards, (grid.expert_shards - 1) / grid.expert_shards
     once = share * dense + expert_share * experts
     twice = 2 * once - share * around
-    fsdp = grid.zero == 3
+    fsdp = (grid.zero == 3) & (grid.pp == 1)
     result = {
         "gather weights": np.where(fsdp, micro_batches * weight_bytes * twice, np.where(grid.zero > 0, weight_bytes * once, 0.0)),
         "scatter gradients": np.where(fsdp, micro_batches, 1) * gradient_bytes * once,

@@ -360,6 +360,6 @@ def _state_seconds(model: ModelConfig, grid: Grid, machine: Machine, micro_batch
     fsdp = np.maximum(every - busy, (1 - calibration.dp_hidden) * every * 0.5)
     state = (dense / np.where(sharded, grid.shards, 1) + experts / np.where(sharded, grid.expert_shards, 1)) * 30.0
     return {
-        "data parallel": np.where(grid.shards > 1, np.where(grid.zero == 3, fsdp, exposed), 0.0) + across,
+        "data parallel": np.where(grid.shards > 1, np.where((grid.zero == 3) & (grid.pp == 1), fsdp, exposed), 0.0) + across,
         "optimizer": state / machine.memory,
     }
