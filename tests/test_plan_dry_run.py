@@ -62,7 +62,7 @@ def run(out: Path, stage: int, **changes: Any) -> tuple[dict[str, Any], DryRunCo
     ("layout", "model"),
     [
         ({"pp": 2, "tp": 2, "checkpointing": "selective"}, SHARED | LATENT),
-        ({"pp": 2, "tp": 4, "checkpointing": "full"}, {"tied_embeddings": True}),
+        ({"pp": 2, "tp": 2, "checkpointing": "full"}, {"tied_embeddings": True}),
         ({"pp": 2, "tp": 2, "schedule": "interleaved"}, {"num_layers": 5}),
         ({"cp": 2, "tp": 2, "ep": 8}, SHARED | LATENT),
         ({"dp_replicate": 2, "dp_shard": 4, "ep": 4}, EXPERTS),
