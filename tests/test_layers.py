@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"base"},
     "tokenizer": {"base", "data"},
     "model": {"base"},
-    "plan": {"base", "model.config", "model.count"},
+    "plan": {"base", "model.config", "model.count", "model.stages"},
     "parallel": {"base", "model"},
     "train": {"base", "tokenizer", "model", "parallel"},
     "infer": {"base", "tokenizer", "model", "parallel"},

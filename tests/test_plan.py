@@ -311,6 +311,7 @@ def test_time_behaves_as_it_must() -> None:
     assert piped < twice < 1.9 * piped  # the bubble stays as it is
     assert seconds(pp=8, dp_shard=1, batch=32, virtual=5, schedule="interleaved") < 0.95 * piped
     assert seconds(pp=8, dp_shard=1, batch=32, schedule="zero-bubble") < piped
+    assert seconds(pp=8, dp_shard=1, batch=32, schedule="zbv", virtual=2) < seconds(pp=8, dp_shard=1, batch=32, schedule="zero-bubble")
     assert seconds(on=machine(precision="fp8")) < seconds()
     assert seconds(tp=16) * 2 > seconds() * 1.05  # over the edge of the fast domain
 
@@ -429,6 +430,8 @@ def test_emitted_files_are_what_train_takes(tmp_path: Path, capsys: pytest.Captu
     [
         ("llama-3-8b", ("tp=2", "pp=4", "virtual=2", "cp=1", "micro_rows=1")),
         ("qwen3-30b-a3b", ("tp=2", "pp=2", "virtual=1", "ep=8", "cp=2", "micro_rows=1")),
+        ("llama-3-8b", ("tp=2", "pp=4", "virtual=2", "schedule=zbv", "micro_rows=1")),
+        ("llama-3-8b", ("tp=2", "pp=4", "virtual=1", "schedule=zero-bubble", "micro_rows=1")),
     ],
 )
 def test_emitted_layouts_pass_the_checks_of_training(
@@ -444,6 +447,9 @@ def test_emitted_layouts_pass_the_checks_of_training(
     resolved.check_model(load_preset(model), config.context)
     assert (resolved.pp, resolved.tp) == tuple(int(part[-1]) for part in (layout[1], layout[0]))
     assert resolved.num_stages == resolved.pp * int(layout[2][-1])
+    assert config.precision == "bf16"
+    if "schedule=" in layout[3]:
+        assert resolved.schedule == layout[3].removeprefix("schedule=")
 
 
 def test_launch_files() -> None:

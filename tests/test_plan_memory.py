@@ -21,7 +21,7 @@ from openmai.plan.layout import Grid, Layout
 from openmai.plan.memory import Kept, State, layer_activations, stage_memory
 from openmai.plan.network import step_bytes
 from openmai.plan.published import published_model, read_rows
-from openmai.plan.stages import divide_layers, local_parameters, stages_of
+from openmai.plan.stages import local_parameters, stages_of
 
 WORKER = Path(__file__).parent / "plan_worker.py"
 GIB = 2**30
@@ -152,15 +152,6 @@ def test_processes_hold_the_model_between_them(layout: dict[str, int]) -> None:
     routed = sum(count_layer(model, layer).experts for layer in range(model.num_layers))
     assert experts.sum() * int(grid.ep[0] * grid.etp[0]) == pytest.approx(routed)
     assert counted.total - routed <= dense.sum() * int(grid.tp[0]) <= (counted.total - routed) * 1.05
-
-
-def test_layers_are_divided_as_the_big_runs_do() -> None:
-    assert divide_layers(96, 24) == [4] * 24
-    assert divide_layers(126, 64) == [1, *[2] * 62, 1]  # Llama 3.1 405B: a layer fewer first and last
-    assert divide_layers(61, 16, num_predict=1) == [*[4] * 15, 1]  # DeepSeek-V3 with its predictor
-    assert divide_layers(61, 16) == [3, *[4] * 14, 2]
-    assert sum(divide_layers(47, 32)) == 47
-    assert sum(divide_layers(3, 8)) == 3
 
 
 def test_fewer_bytes_with_every_division() -> None:

@@ -73,6 +73,7 @@ def shard(model: Transformer | Pipeline, mesh: Mesh, bf16: bool) -> None:
     register_fsdp_forward_method(model, "stream")
     for module in model.modules():
         if isinstance(module, FSDPModule):
+            module.set_reshard_after_backward(again)  # a pipeline says itself when its last micro-batch has passed
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 

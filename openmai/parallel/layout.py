@@ -9,8 +9,8 @@ from pydantic import Field
 from openmai.base.config import Config
 from openmai.base.errors import OpenmaiError
 from openmai.model.config import ModelConfig
+from openmai.model.stages import Schedule
 
-Schedule = Literal["1f1b", "interleaved", "zero-bubble", "zbv"]
 Precision = Literal["fp32", "bf16", "float8"]
 
 

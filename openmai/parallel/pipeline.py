@@ -26,6 +26,7 @@ from torch.distributed.pipelining.schedules import (
 from openmai.model.config import ModelConfig
 from openmai.model.loss import IGNORE, stream_loss
 from openmai.model.moe import Router
+from openmai.model.stages import stage_spans, stages_of_process
 from openmai.model.transformer import Carried, Transformer
 from openmai.parallel.layout import Layout
 from openmai.parallel.mesh import Axis
@@ -112,8 +113,8 @@ class Pipeline(nn.Module):
     def __init__(self, model: Transformer, layout: Layout, axis: Axis) -> None:
         super().__init__()
         self.config, self.layout, self.axis = model.config, layout, axis
-        spans = split_layers(model.config.num_layers, layout)
-        self.numbers = stage_numbers(layout, axis.rank)
+        spans = stage_spans(model.config.num_layers, layout.num_stages)
+        self.numbers = stages_of_process(layout.schedule, layout.pp, layout.num_stages, axis.rank)
         self.stages = nn.ModuleList(Stage.of(model, spans[number]) for number in self.numbers)
         self.schedules: dict[tuple[int, ...], Any] = {}
         self.symbolic = False  # tensors have no values, so stages cannot ask each other
@@ -237,20 +238,3 @@ def _believe(stages: list[Any], *_: Any) -> None:
     """Take the shapes that were given to stages as they are, instead of voting on it."""
     for stage in stages:
         stage._inference_mode = InferenceMode.STATIC
-
-
-def split_layers(layers: int, layout: Layout) -> list[range]:
-    """Return the layers of each stage: as equal as can be, and fewer at the ends, where embedding and loss are."""
-    count = layout.num_stages
-    sizes = [layers // count] * count
-    for index in sorted(range(count), key=lambda index: abs(2 * index - count + 1))[: layers % count]:
-        sizes[index] += 1
-    ends = [sum(sizes[: index + 1]) for index in range(count)]
-    return [range(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-
-
-def stage_numbers(layout: Layout, rank: int) -> list[int]:
-    """Return which stages process `rank` of a pipeline holds."""
-    if layout.schedule == "zbv":
-        return [rank, layout.num_stages - 1 - rank]
-    return list(range(rank, layout.num_stages, layout.pp))

@@ -118,7 +118,9 @@ class _RingAttention(torch.autograd.Function):
             q_grad_BHTK[:, :, queries] += grads[0]
             k_grad[:, keys] += _by_group(grads[1].float(), k.shape[2])
             v_grad[:, keys] += _by_group(grads[2].float(), v.shape[2])
-            k, v, places, k_grad, v_grad = _pass_on([k, v, places, k_grad, v_grad], rules.axis)
+            onward = [] if turn + 1 == rules.axis.size else [k, v, places]  # nobody needs them once more, but gradients must come home
+            k_grad, v_grad, *arrived = _pass_on([k_grad, v_grad, *onward], rules.axis)
+            k, v, places = arrived or (k, v, places)
         sinks_grad_H = None
         if sinks_H is not None:
             inner_BHT = (grad_BHTK.float() * output_BHTK.float()).sum(-1)

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import CliPositionalArg
 
 from openmai.base.config import Config
+from openmai.model.stages import Schedule
 from openmai.plan.hardware import Precision
 
 _SUFFIXES = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
@@ -34,7 +35,7 @@ class LayoutChoice(Config):
     pp: int | None = Field(None, gt=0)
     "pipeline stages"
     virtual: int | None = Field(None, gt=0)
-    "chunks of layers per stage; above 1 the schedule is interleaved"
+    "chunks of layers per stage; above 1 the schedule is interleaved unless another is given"
     dp_replicate: int | None = Field(None, gt=0)
     "groups that each hold the whole state (HSDP)"
     dp_shard: int | None = Field(None, gt=0)
@@ -47,7 +48,7 @@ class LayoutChoice(Config):
     "processes that divide the experts, folded over dp_shard x cp x tp"
     zero: int | None = Field(None, ge=0, le=3)
     "what dp_shard divides: 1 optimizer state, 2 and gradients, 3 and weights (FSDP); free: 1 or 3"
-    schedule: Literal["1f1b", "interleaved", "zero-bubble"] | None = None
+    schedule: Schedule | None = None
     "order of micro-batches in the pipeline"
     micro_rows: int | None = Field(None, gt=0)
     "sequences per forward pass"

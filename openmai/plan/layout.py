@@ -11,11 +11,11 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from openmai.base.config import Config
+from openmai.model.stages import Schedule, holder
 
 Array = Any
 "a NumPy array over layouts, or one number that holds for all of them"
 
-SCHEDULES = ("1f1b", "interleaved", "zero-bubble")
 CHECKPOINTING = ("none", "selective", "full")
 
 
@@ -25,7 +25,7 @@ class Layout(Config):
     pp: int = Field(1, gt=0)
     "pipeline stages"
     virtual: int = Field(1, gt=0)
-    "chunks of layers per stage; above 1 the schedule is interleaved (arXiv:2104.04473, section 2.2)"
+    "chunks of layers per stage: 1 with 1f1b, 2 with zbv, more than 1 if interleaved (arXiv:2104.04473, section 2.2)"
     dp_replicate: int = Field(1, gt=0)
     "groups that each hold the whole state (HSDP)"
     dp_shard: int = Field(1, gt=0)
@@ -40,8 +40,8 @@ class Layout(Config):
     "processes that divide each expert's matrices"
     zero: int = Field(3, ge=0, le=3)
     "what dp_shard divides (arXiv:1910.02054): 0 nothing, 1 optimizer state, 2 and gradients, 3 and weights (FSDP)"
-    schedule: Literal["1f1b", "interleaved", "zero-bubble"] = "1f1b"
-    "order of micro-batches in the pipeline"
+    schedule: Schedule = "1f1b"
+    "order of micro-batches in the pipeline: zero-bubble is ZB-H1, also interleaved, zbv ZB-V (arXiv:2401.10241)"
     micro_rows: int = Field(1, gt=0)
     "sequences per forward pass"
     checkpointing: Literal["none", "selective", "full"] = "none"
@@ -49,8 +49,10 @@ class Layout(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Layout:
-        if (self.virtual > 1) != (self.schedule == "interleaved"):
-            raise ValueError(f"schedule={self.schedule} does not go with virtual={self.virtual}; interleaved has virtual above 1")
+        if not fits(self.schedule, self.virtual):
+            raise ValueError(
+                f"schedule={self.schedule} does not go with virtual={self.virtual}; 1f1b has 1, zbv 2, interleaved more than 1"
+            )
         if self.dp_shard * self.cp * self.tp % (self.ep * self.etp):
             raise ValueError(
                 f"ep={self.ep} x etp={self.etp} does not divide dp_shard={self.dp_shard} x cp={self.cp} x tp={self.tp}; "
@@ -73,6 +75,11 @@ class Layout(Config):
         if self.zero < 3 and self.dp_shard * self.cp > 1:
             parts.append(f"ZeRO-{self.zero}")
         return " ".join(parts) or "one GPU"
+
+
+def fits(schedule: str, virtual: int) -> bool:
+    """Tell whether a schedule runs so many chunks per stage."""
+    return {"1f1b": virtual == 1, "interleaved": virtual > 1, "zbv": virtual == 2}.get(schedule, True)
 
 
 def _divisors(number: int) -> list[int]:
@@ -120,6 +127,16 @@ class Grid:
 
     def __len__(self) -> int:
         return len(self.tp)
+
+    @property
+    def end(self) -> int:
+        """Stage that holds the last layers, the output matrix and the loss: with zbv the first."""
+        return holder(self.schedule, self.pp, self.pp * self.virtual - 1)
+
+    @property
+    def splits_backward(self) -> bool:
+        """Whether gradients of inputs and of weights are made at different times."""
+        return self.schedule in ("zero-bubble", "zbv")
 
     @cached_property
     def dp(self) -> Array:

@@ -97,7 +97,7 @@ def stage_memory(
 ) -> StageMemory:
     """Work out every stage of every layout in `grid`."""
     how = kept or Kept()
-    stages, zeros = stages_of(model, grid.pp, grid.virtual), np.zeros((grid.pp, len(grid)))
+    stages, zeros = stages_of(model, grid.pp, grid.virtual, grid.schedule), np.zeros((grid.pp, len(grid)))
     tokens = grid.micro_rows * sequence / grid.cp
     micro_batches = batch_rows / (grid.dp * grid.micro_rows)
     dense, experts = local_parameters(model, grid)
@@ -112,11 +112,11 @@ def stage_memory(
         again = np.maximum(again, np.where((amount > 0) & grid.full, everything, 0.0))
     flight = in_flight(grid, micro_batches)
     activations = held * flight
-    activations[-1] += tokens * how.bytes_each * 2 * model.width / grid.tp
-    activations[-1] += model.num_predict * (everything + tokens / grid.tp * how.bytes_each * 6 * model.width)
+    activations[grid.end] += tokens * how.bytes_each * 2 * model.width / grid.tp
+    activations[grid.end] += model.num_predict * (everything + tokens / grid.tp * how.bytes_each * 6 * model.width)
     buffers = again + zeros
     logits = how.logit_copies * how.bytes_each * tokens * model.vocab_size / grid.tp
-    buffers[-1] = np.maximum(buffers[-1], logits + state.weights * model.vocab_size * model.width / grid.tp)
+    buffers[grid.end] = np.maximum(buffers[grid.end], logits + state.weights * model.vocab_size * model.width / grid.tp)
     if how.sums_apart:
         hidden = 3 * model.ffn_width if model.gated else 2 * model.ffn_width
         matrix = model.width * model.ffn_width * (2 if model.gated else 1) / grid.tp * (state.weights + state.gradients)
@@ -137,9 +137,12 @@ def in_flight(grid: Grid, micro_batches: Array) -> Array:
     """Return the micro-batches whose activations each stage holds at most, (S, layouts), in units of all its layers.
 
     1F1B: as many as there are stages from here on; interleaved: 2 (p - 1 - stage) + (v - 1) p + 1 chunks (arXiv:2104.04473, section 2.2,
-    and Megatron-LM's schedule); neither more than there are.
+    and Megatron-LM's schedule); zero-bubble schedules p on every stage, for a stage keeps what its weights' gradients wait for
+    (arXiv:2401.10241, sections 2.3 and 6); none more than there are.
     """
     stage = np.arange(grid.pp)[:, None]
+    if grid.splits_backward:
+        return np.minimum(grid.pp + 0 * stage, micro_batches)
     if grid.virtual > 1:
         chunks = 2 * (grid.pp - 1 - stage) + (grid.virtual - 1) * grid.pp + 1
         return np.minimum(chunks / grid.virtual, micro_batches)
@@ -207,14 +210,17 @@ def _state_bytes(
             matrices / one + experts / e_one
         )
     optimizer = state.master * (dense / one + experts / e_one) + moments
-    block = _largest_block(model, grid)
-    gathered = np.where((grid.zero == 3) & (grid.shards > 1), block * (2 * bytes_each + state.gradients), 0.0)
+    if grid.pp == 1:
+        whole = _largest_block(model, grid) * (2 * bytes_each + state.gradients)
+    else:  # schedules take micro-batches as they come: PyTorch keeps what it has gathered, and whole sums of gradients, until the last
+        whole = (dense + experts) * (bytes_each + state.gradients)
+    gathered = np.where((grid.zero == 3) & (grid.shards > 1), whole, 0.0)
     return weights, gradients, optimizer, gathered + np.zeros((grid.pp, 1))
 
 
 def matrix_parameters(model: ModelConfig, grid: Grid) -> Array:
     """Return the values of matrices inside the layers of each stage that are no routed experts, (S, layouts): what Muon updates."""
-    stages = stages_of(model, grid.pp, grid.virtual)
+    stages = stages_of(model, grid.pp, grid.virtual, grid.schedule)
     total = np.zeros((grid.pp, len(grid)))
     for number, kind in enumerate(stages.kinds):
         held = count_layer(model, kind.layer)

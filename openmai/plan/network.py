@@ -57,7 +57,7 @@ def tensor_bytes(model: ModelConfig, kind: Kind, grid: Grid, tokens: Array) -> t
 
 def context_bytes(model: ModelConfig, grid: Grid, tokens: Array) -> Array:
     """Return the bytes that one process sends in a layer's forward pass around the ring of keys and values; twice that backward."""
-    width = model.num_heads * (model.head + model.mla.value_width) if model.mla else 2 * model.kv_heads * model.head
+    width = model.num_heads * (model.head + model.mla.value_width) if model.mla else 2 * np.maximum(model.kv_heads, grid.tp) * model.head
     return (grid.cp - 1) * 2.0 * tokens * width / grid.tp
 
 
@@ -102,17 +102,18 @@ def step_bytes(
 
     The embedding's and the output layer's tensor-parallel exchanges are those of the ends of the pipeline; `bytes_each` is of activations.
     FSDP gathers each layer for the forward and the backward pass, what lies around the layers once, and scatters all gradients, for each
-    micro-batch; ZeRO-1 and 2 scatter gradients and gather weights once.
+    micro-batch; ZeRO-1 and 2, and FSDP in a pipeline, scatter gradients and gather weights once. collectives.py counts the calls of our own
+    training.
     """
     tokens, micro_batches = grid.micro_rows * sequence / grid.cp, batch_rows / (grid.dp * grid.micro_rows)
-    stages = stages_of(model, grid.pp, grid.virtual)
+    stages = stages_of(model, grid.pp, grid.virtual, grid.schedule)
     dense, experts = (values[0] for values in local_parameters(model, grid))
     embedding, head, small = count_around(model)
     around = (embedding + (head + small if grid.pp == 1 else 0)) / grid.tp
     share, expert_share = (grid.shards - 1) / grid.shards, (grid.expert_shards - 1) / grid.expert_shards
     once = share * dense + expert_share * experts
     twice = 2 * once - share * around
-    fsdp = grid.zero == 3
+    fsdp = (grid.zero == 3) & (grid.pp == 1)
     result = {
         "gather weights": np.where(fsdp, micro_batches * weight_bytes * twice, np.where(grid.zero > 0, weight_bytes * once, 0.0)),
         "scatter gradients": np.where(fsdp, micro_batches, 1) * gradient_bytes * once,

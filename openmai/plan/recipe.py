@@ -80,6 +80,7 @@ def pretrain_settings(config: PlanConfig, plan: Plan) -> dict[str, Any]:
         "context": plan.sequence,
         "batch_rows": training.batch_rows,
         "micro_rows": training.layout.micro_rows,
+        "precision": "bf16",
         "loop": {
             "steps": training.run.steps,
             "device": "cuda",
@@ -98,4 +99,4 @@ def layout_settings(layout: Layout) -> dict[str, Any]:
     values = layout.model_dump()
     plain = {**Layout().model_dump(), "dp_shard": 0}
     found = {name: values[name] for name in LAYOUT if values[name] != plain[name]}
-    return found | ({"stages_each": layout.virtual} if layout.virtual > 1 else {})
+    return found | ({"stages_each": layout.virtual} if layout.schedule != "1f1b" else {})

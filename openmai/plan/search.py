@@ -10,7 +10,7 @@ import numpy as np
 
 from openmai.base.errors import OpenmaiError
 from openmai.model.config import ModelConfig
-from openmai.plan.layout import CHECKPOINTING, Array, Grid, Layout
+from openmai.plan.layout import CHECKPOINTING, Array, Grid, Layout, fits
 from openmai.plan.memory import MIXED, Kept, StageMemory, State, stage_memory
 from openmai.plan.step import Machine, StepTime, step_seconds
 
@@ -48,7 +48,7 @@ class Choices:
     checkpointing: str | None = None
     zero: tuple[int, ...] = (1, 3)
     schedules: tuple[str, ...] = ("1f1b", "interleaved")
-    "zero-bubble only where it is asked for: no published row says how it does"
+    "zero-bubble and zbv only where they are asked for: no published row says how they do"
     strict: bool = False
     "only what training can do: no stage without a layer, and a vocabulary that tp divides"
     quick: bool = False
@@ -160,7 +160,7 @@ def grids(work: Workload, gpus: int, machine: Machine, choices: Choices) -> Iter
         tp, cp, ep, replicate, zero, micro, kept, fewer = (np.array(values) for values in zip(*product(*axes), strict=True))
         step = np.maximum(1, ep // (cp * tp)) * replicate  # dp must be a multiple
         dp = gpus // (pp * tp * cp) // step * step
-        unit = pp if virtual > 1 else 1  # interleaved schedules run micro-batches in groups of pp
+        unit = pp if schedule in ("interleaved", "zero-bubble") else 1  # they run micro-batches in groups of pp
         rounds = np.ceil(work.batch_rows / (np.maximum(dp, 1) * micro * unit)) * unit
         exact = (work.batch_rows * ROUNDING / (rounds * micro) // step * step).astype(int)  # GPUs are left over, but the batch comes out
         all_of_them, dp = dp, np.where(fewer == 1, np.minimum(exact, dp), dp)
@@ -170,7 +170,9 @@ def grids(work: Workload, gpus: int, machine: Machine, choices: Choices) -> Iter
         good = (dp > 0) & ((fewer == 0) | (dp < all_of_them)) & (rows >= work.batch_rows / ROUNDING) & (rows <= work.batch_rows * ROUNDING)
         good &= (dp // replicate * cp * tp) % ep == 0
         good &= (zero == 3) | (replicate == 1)  # ZeRO-1 within replicas is HSDP without its use
-        good &= (rounds >= pp) | (pp == 1)
+        good &= (rounds >= (2 if schedule == "zbv" else 1) * pp) | (pp == 1)
+        if choices.strict and schedule in ("zero-bubble", "zbv"):
+            good &= kept == 0  # training cannot compute again what it passes backwards in two halves
         if not good.any():
             continue
         arrays = (replicate, dp // replicate, cp, tp, ep, np.ones_like(tp), zero, micro, kept)
@@ -188,12 +190,8 @@ def _pipelines(model: ModelConfig, gpus: int, choices: Choices) -> Iterator[tupl
             continue
         depths = [choices.virtual] if choices.virtual else [1, 4, 8] if choices.quick else [1, 2, 3, 4, 6, 8, 12]
         for virtual in depths:
-            if pp * virtual > model.num_layers + (0 if choices.strict else 2) or (virtual > 1) > ("interleaved" in choices.schedules):
-                continue
-            if virtual > 1:
-                yield pp, virtual, "interleaved"
-            else:
-                yield from ((pp, 1, schedule) for schedule in ("1f1b", "zero-bubble") if schedule in choices.schedules)
+            if pp * virtual <= model.num_layers + (0 if choices.strict else 2):
+                yield from ((pp, virtual, schedule) for schedule in choices.schedules if fits(schedule, virtual))
 
 
 def _tensor(model: ModelConfig, machine: Machine, choices: Choices) -> list[int]:
@@ -263,8 +261,10 @@ def check_layout(work: Workload, layout: Layout) -> None:
             f"the nearest that does has {nearest} ({nearest * work.sequence:,} tokens)"
         )
     rounds = work.batch_rows // (dp * layout.micro_rows)
-    if layout.virtual > 1 and rounds % layout.pp:
+    if layout.schedule == "interleaved" and rounds % layout.pp:
         raise OpenmaiError(f"an interleaved schedule needs micro-batches in multiples of pp={layout.pp}, and there are {rounds}")
+    if layout.schedule == "zbv" and rounds < 2 * layout.pp:
+        raise OpenmaiError(f"schedule zbv needs at least 2 x pp = {2 * layout.pp} micro-batches, and there are {rounds}")
 
 
 def _divisors(number: int, most: int) -> list[int]:

@@ -46,6 +46,8 @@ class Machine:
         return self.gpu.memory_gb_s * 1e9 * MEMORY
 
 
+PRODUCTS = ("matmul", "experts", "output")
+"costs whose backward pass is half for the inputs' gradients and half for the weights'"
 OUTPUT = 0.8
 "share of the bf16 ceiling that large bf16 products reach beside others in fp8"
 MEMORY = 0.85
@@ -68,20 +70,22 @@ class StepTime:
 
 def step_seconds(model: ModelConfig, grid: Grid, sequence: int, batch_rows: int, machine: Machine) -> StepTime:
     """Work out one step of `batch_rows` sequences for every layout of `grid`."""
-    stages, calibration = stages_of(model, grid.pp, grid.virtual), machine.calibration
+    stages, calibration = stages_of(model, grid.pp, grid.virtual, grid.schedule), machine.calibration
     micro_batches = batch_rows / (grid.dp * grid.micro_rows)
     tokens = grid.micro_rows * sequence / grid.cp
     costs = [layer_cost(model, kind, grid, sequence, machine) for kind in stages.kinds]
     first, last = embedding_cost(model, tokens, machine), head_cost(model, grid, tokens, machine, costs[-1])
     names = {name for cost in [*costs, first, last] for name in cost}
     kept: dict[tuple[object, ...], dict[str, Array]] = {}  # stages that hold the same cost the same
+    halves: dict[tuple[object, ...], tuple[Array, Array]] = {}
     places = []
     for stage in range(grid.pp):
         held = [(stages.counts[stage, number], cost) for number, cost in enumerate(costs)]
-        held += [(1, first)] * (stage == 0) + [(1, last)] * (stage == grid.pp - 1)
-        key = (*stages.counts[stage], stage == 0, stage == grid.pp - 1)
+        held += [(1, first)] * (stage == 0) + [(1, last)] * (stage == grid.end)
+        key = (*stages.counts[stage], stage == 0, stage == grid.end)
         if key not in kept:
             kept[key] = {name: sum(amount * (cost[name][0] + cost[name][1]) for amount, cost in held if name in cost) for name in names}
+            halves[key] = _halves(held)
         places.append(list(kept).index(key))
     shared = np.zeros(len(grid))
     seconds = np.array([sum(held.values()) + shared for held in kept.values()])
@@ -91,7 +95,10 @@ def step_seconds(model: ModelConfig, grid: Grid, sequence: int, batch_rows: int,
         for name in names
     }
     longest = seconds.max(axis=0)
-    parts["bubble"] = longest * _bubble(grid)
+    forward, weights = (
+        np.take_along_axis(np.array([held[way] + shared for held in halves.values()]), slowest[None], axis=0)[0] for way in (0, 1)
+    )
+    parts["bubble"] = bubble_seconds(grid.schedule, grid.pp, grid.virtual, forward, longest - forward - weights, weights)
     parts["pipeline"] = _pipeline_seconds(model, grid, tokens, micro_batches, machine)
     parts |= _state_seconds(model, grid, machine, micro_batches, longest)
     parts = {name: seconds / calibration.speed for name, seconds in parts.items()}
@@ -105,12 +112,24 @@ def _add(left: Cost, right: Cost) -> Cost:
     }
 
 
-def _bubble(grid: Grid) -> float:
-    """Return the idle time in micro-batches: (p - 1) / v for 1F1B and interleaved; a third of it where weights' gradients fill the gap.
+def _halves(held: list[tuple[int, Cost]]) -> tuple[Array, Array]:
+    """Return the seconds of a stage's forward pass, and of its weights' gradients: half of what products take backward."""
+    forward = sum(amount * sum(seconds for seconds, _ in cost.values()) for amount, cost in held)
+    return forward, sum(amount * cost[name][0] for amount, cost in held for name in PRODUCTS if name in cost)
 
-    arXiv:2104.04473 section 2.2; arXiv:2401.10241 section 3 (ZB-H1, at the memory of 1F1B).
+
+def bubble_seconds(schedule: str, pp: int, virtual: int, forward: Array, inputs: Array, weights: Array) -> Array:
+    """Return the idle time of a step, from the seconds of a stage's forward pass, of its inputs' gradients and of its weights'.
+
+    (p - 1) / v passes for 1F1B and interleaved (arXiv:2104.04473, section 2.2). ZB-H1 puts the weights' gradients into the gap: F + B - W
+    in place of F + B + W (arXiv:2401.10241, table 1). ZB-V has none of its own if all three take equal time (section 6), but whoever waits
+    for all before the optimizer's step, as PyTorch and we do, waits for the first and last half stages; B must exceed F and W.
     """
-    return (grid.pp - 1) / grid.virtual / (3 if grid.schedule == "zero-bubble" else 1)
+    if schedule == "zbv":
+        return (pp - 1) * np.maximum(np.maximum(forward, inputs) / 2, inputs - weights)
+    if schedule == "zero-bubble":
+        return (pp - 1) / virtual * np.maximum(np.maximum(forward, inputs), forward + inputs - weights)
+    return (pp - 1) / virtual * (forward + inputs + weights)
 
 
 def _product(
@@ -341,6 +360,6 @@ def _state_seconds(model: ModelConfig, grid: Grid, machine: Machine, micro_batch
     fsdp = np.maximum(every - busy, (1 - calibration.dp_hidden) * every * 0.5)
     state = (dense / np.where(sharded, grid.shards, 1) + experts / np.where(sharded, grid.expert_shards, 1)) * 30.0
     return {
-        "data parallel": np.where(grid.shards > 1, np.where(grid.zero == 3, fsdp, exposed), 0.0) + across,
+        "data parallel": np.where(grid.shards > 1, np.where((grid.zero == 3) & (grid.pp == 1), fsdp, exposed), 0.0) + across,
         "optimizer": state / machine.memory,
     }

@@ -15,7 +15,7 @@ from openmai.plan.config import PlanConfig
 from openmai.plan.failures import Resilience, load_fleet, resilience
 from openmai.plan.hardware import GPU
 from openmai.plan.laws import Expected, batch_tokens, expect
-from openmai.plan.layout import Layout
+from openmai.plan.layout import Layout, fits
 from openmai.plan.memory import StageMemory
 from openmai.plan.run import Run, plan_run
 from openmai.plan.search import Candidate, Choices, Found, Workload, evaluate, search, why_slower
@@ -129,7 +129,7 @@ def _choices(config: PlanConfig) -> Choices:
     fixed = config.layout
     schedules: tuple[str, ...] = (fixed.schedule,) if fixed.schedule else ("1f1b", "interleaved")
     if fixed.virtual:
-        schedules = ("interleaved",) if fixed.virtual > 1 else tuple(one for one in schedules if one != "interleaved")
+        schedules = tuple(one for one in schedules if fits(one, fixed.virtual))
     return Choices(
         pp=fixed.pp,
         virtual=fixed.virtual,
@@ -150,6 +150,8 @@ def _fixed(config: PlanConfig, work: Workload, machine: Machine, chosen: Chosen,
     given = {name: value for name, value in config.layout.model_dump().items() if value is not None}
     if given.get("virtual", 1) > 1:
         given.setdefault("schedule", "interleaved")
+    if given.get("schedule") == "zbv":
+        given.setdefault("virtual", 2)
     layout = validate(Layout, given, "layout")
     if config.gpus and config.gpus != layout.processes:
         raise OpenmaiError(
@@ -330,7 +332,7 @@ def _training(
 
 def stage_rows(model: ModelConfig, layout: Layout, memory: StageMemory) -> list[StageRow]:
     """Return the memory of every stage."""
-    layers = stages_of(model, layout.pp, layout.virtual).counts.sum(axis=1)
+    layers = stages_of(model, layout.pp, layout.virtual, layout.schedule).counts.sum(axis=1)
     names = ("weights", "gradients", "optimizer", "activations", "buffers", "runtime", "total")
     return [
         StageRow(str(stage + 1), int(layers[stage]), *(float(getattr(memory, name)[stage, 0]) / 1e9 for name in names))

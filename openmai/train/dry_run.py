@@ -9,15 +9,17 @@ from __future__ import annotations
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp import FSDPModule
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -49,6 +51,9 @@ KINDS = {
 }
 
 
+ACTIVATIONS = "activations, at the peak of the passes"
+
+
 @dataclass
 class Counted(TorchDispatchMode):
     """Counts bytes of storages that live, and the collectives that are called, while it is entered."""
@@ -57,6 +62,11 @@ class Counted(TorchDispatchMode):
     peak: int = 0
     collectives: dict[tuple[str, int], list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
     "by kind and size of group: how many, and bytes that this process puts in (gets, where it receives or gathers)"
+    look: Callable[[], dict[str, int]] = dict
+    "says what some of the bytes are for"
+    seen: dict[str, int] = field(default_factory=dict)
+    "what it said at the peak, or a few thousandths below it"
+    looked: int = 0
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -83,6 +93,8 @@ class Counted(TorchDispatchMode):
         if self.alive > 1.01 * self.peak:
             self.recount()
         self.peak = max(self.peak, self.alive)
+        if self.peak > 1.003 * self.looked:
+            self.looked, self.seen = self.peak, self.look()
 
     def recount(self) -> None:
         """Notice storages that were given back without going: FSDP empties those of gathered weights."""
@@ -146,10 +158,11 @@ def _symbolic(config: DryRunConfig, team: Team, architecture: ModelConfig, micro
         model: Any = Transformer(architecture)
     parameters = num_parameters(model)
     assert config.micro_rows
-    say(
+    print(
         f"{parameters / 1e9:,.1f}B parameters on {config.processes:,} processes ({_named(team.layout)}); process {config.rank:,}, "
         f"{micro_batches} micro-batches of {config.micro_rows} x {config.context:,} tokens, "
-        f"{micro_batches * config.micro_rows * team.layout.data * config.context / 1e6:,.1f}M per step"
+        f"{micro_batches * config.micro_rows * team.layout.data * config.context / 1e6:,.1f}M per step",
+        flush=True,
     )
     model = team.take(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -176,6 +189,7 @@ def one_step(model: Any, team: Team, optimizers: list[torch.optim.Optimizer], co
         ids = torch.zeros(config.micro_rows, config.context, dtype=torch.int64)
         batch.append({"ids": ids, "targets": ids.clone()})
     start = counted.alive
+    counted.look = partial(_whole, model)
     if isinstance(model, Pipeline):
         model.symbolic = True
         model.run(batch, backward=True)
@@ -185,7 +199,8 @@ def one_step(model: Any, team: Team, optimizers: list[torch.optim.Optimizer], co
             (loss + model.take_penalty() + (0 if ahead is None else ahead)).backward()
     team.finish_gradients(model)
     gradients = sum(_bytes(local(parameter.grad)) for parameter in model.parameters() if parameter.grad is not None)
-    passes = counted.peak
+    passes, seen = counted.peak, counted.seen
+    counted.look = dict
     del batch
     counted.recount()
     counted.peak = rest = counted.alive
@@ -201,12 +216,35 @@ def one_step(model: Any, team: Team, optimizers: list[torch.optim.Optimizer], co
             "weights (fp32)": weights,
             "gradients (fp32)": gradients,
             "optimizer state": state,
-            "activations and gathered weights, peak of the passes": passes - start - gradients,
+            **{f"{name}, at the peak of the passes": size for name, size in seen.items()},
+            ACTIVATIONS: passes - start - sum(seen.values()),
             "work of the optimizer, peak": counted.peak - rest - state,
             "peak of the passes with optimizer state": passes + state,
         },
         "collectives": collectives,
     }
+
+
+def _whole(model: Any) -> dict[str, int]:
+    """Return the bytes of what FSDP has gathered or not scattered yet, and of gradients that it has."""
+    gathered: dict[Any, int] = {}
+    gradients: dict[Any, int] = {}
+    for module in model.modules():
+        if not isinstance(module, FSDPModule):
+            continue
+        for group in module._get_fsdp_state()._fsdp_param_groups:
+            for parameter in group.fsdp_params:
+                whole = getattr(parameter, "_unsharded_param", None)
+                for found, value in (
+                    (gathered, whole),
+                    (gradients, None if whole is None else whole.grad),
+                    (gradients, parameter.unsharded_accumulated_grad),
+                    (gradients, parameter.sharded_param.grad),
+                ):
+                    if value is not None:
+                        storage = local(value).untyped_storage()
+                        found[storage] = storage.nbytes()
+    return {"gathered weights": sum(gathered.values()), "gradients, whole and scattered": sum(gradients.values())}
 
 
 def _bytes(value: Tensor) -> int:
@@ -220,10 +258,10 @@ def _named(layout: Any) -> str:
 
 def _show(found: dict) -> None:
     for name, size in found["bytes"].items():
-        say(f"  {name:<54} {_size(size):>12}")
-    say(f"  {'collective':<16} {'processes':>9} {'calls':>9} {'together':>12}")
+        print(f"  {name:<60} {_size(size):>12}")
+    print(f"  {'collective':<16} {'processes':>9} {'calls':>9} {'together':>12}")
     for row in found["collectives"]:
-        say(f"  {row['kind']:<16} {row['group']:>9,} {row['count']:>9,} {_size(row['bytes']):>12}")
+        print(f"  {row['kind']:<16} {row['group']:>9,} {row['count']:>9,} {_size(row['bytes']):>12}")
 
 
 def _size(size: int) -> str:

@@ -1,0 +1,134 @@
+"""What a process of openmai's own training holds at the peak of its passes besides weights and gradients, in a pipeline.
+
+memory.py describes what tuned software keeps. Ours keeps the tokens that tensor parallelism gathers, computes latents whole on each of its
+processes, and with selective checkpointing keeps the results of products and attention (`parallel/recompute.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from openmai.model.config import ModelConfig
+from openmai.plan.collectives import LOSS_BYTES
+from openmai.plan.layout import Grid, Layout
+from openmai.plan.memory import Kept, in_flight, layer_activations
+from openmai.plan.shares import Part, held_bytes, parts_of
+from openmai.plan.stages import Kind
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """Bytes of a layer and micro-batch."""
+
+    entry: float
+    "its input"
+    everything: float
+    "what its operators keep if nothing is computed again"
+    products: float
+    "results of products and attention"
+    outputs: float
+    "of these the results that nothing but the next operator reads"
+    working: float
+    "what comes and goes while it works: gradients of hidden values, rows on their way to experts and back"
+
+    def kept(self, checkpointing: str) -> float:
+        """Return what stays from the forward to the backward pass."""
+        return {"none": self.everything, "selective": self.entry + self.products, "full": self.entry}[checkpointing]
+
+    def again(self, checkpointing: str) -> float:
+        """Return what is added while its backward pass begins."""
+        if checkpointing == "none":
+            return self.working
+        there = self.entry if checkpointing == "full" else self.entry + self.products - self.outputs
+        return self.everything + self.working - there
+
+
+def layer_bytes(model: ModelConfig, layout: Layout, layer: int, sequence: int, size: int) -> LayerBytes:
+    """Work out a layer; `size` is that of a value that computes."""
+    tokens, tp, width = layout.micro_rows * sequence / layout.cp, layout.tp, model.width
+    kind = Kind(model.is_moe(layer), model.is_global(layer), model.has_value_embedding(layer), layer)
+    everything = float(layer_activations(model, kind, Grid.of([layout]), sequence, tokens, Kept(bytes_each=size, fused=False))[0])
+    moe = model.moe if kind.moe else None
+    gathers = 1 if moe and not moe.num_shared else 2
+    missing = gathers * size * width
+    if model.mla:
+        ranks = (model.mla.query_rank or 0) + model.mla.kv_rank
+        missing += size * (ranks + model.mla.rope_width) + 8 * ranks
+    everything += tokens * (1 - 1 / tp) * missing
+    products = _attention_products(model, tp)
+    outputs = float(width)
+    routing = 0.0
+    if moe is None:
+        working = size * tokens * (3 if model.gated else 2) * model.ffn_width / tp
+        products += (2 if model.gated else 1) * model.ffn_width / tp + width
+        outputs += width
+    else:
+        inner = moe.latent_width or width
+        products += moe.num_active / tp * (2 * moe.expert_width + inner) + (inner + width) / tp * (moe.latent_width is not None)
+        products += (2 * moe.num_shared * moe.expert_width / tp + width) * (moe.num_shared > 0)
+        outputs += width * (moe.num_shared > 0)
+        routing = 4 * moe.num_experts / tp
+        working = 3 * size * tokens * moe.num_active / tp * inner
+    stored = tokens * (size * products + routing + 4 * model.num_heads / tp)
+    return LayerBytes(size * tokens / tp * width, everything, stored, size * tokens * outputs, working)
+
+
+def _attention_products(model: ModelConfig, tp: int) -> float:
+    """Return the values per token that projections and attention give; values are made as wide as keys for the kernel."""
+    heads = model.num_heads / tp
+    if model.mla is None:
+        return 2 * (heads + max(model.kv_heads / tp, 1)) * model.head + model.width
+    mla = model.mla
+    latents = (mla.query_rank or 0) + mla.kv_rank + mla.rope_width
+    return latents + heads * (2 * model.head + mla.nope_width + mla.value_width) + model.width
+
+
+def peak_activations(model: ModelConfig, layout: Layout, sequence: int, batch_rows: int, stage: int = 0, size: int = 2) -> float:
+    """Return the bytes of activations when a process of a pipeline holds most: it works backwards, and its gradients are whole.
+
+    They are from the second backward pass on, so the last micro-batch alone does not count. Received streams lie in a buffer for each
+    micro-batch of the step (torch.distributed.pipelining).
+    """
+    micro_batches = batch_rows // (layout.dp_replicate * layout.dp_shard * layout.micro_rows)
+    parts = parts_of(model, layout, stage)
+    flight = float(in_flight(Grid.of([layout]), max(1, micro_batches - 1))[stage].max())
+    kept = again = streams = 0.0
+    for part in parts:
+        layers = [layer_bytes(model, layout, layer, sequence, size) for layer in part.layers]
+        entry = layers[0].entry
+        kept += sum(one.kept(layout.checkpointing) for one in layers) + _tables(model, layout, part, sequence, size)
+        kept += entry * ((not part.last) - (not part.first))  # what it hands on is kept, and what it got is a buffer
+        again = max(again, *(one.again(layout.checkpointing) for one in layers), part.last * _loss(model, layout, sequence, size))
+        streams += entry * ((not part.first) + (not part.last))
+    return flight * kept + again + micro_batches * streams
+
+
+def _tables(model: ModelConfig, layout: Layout, part: Part, sequence: int, size: int) -> float:
+    """Return what a chunk keeps of rotations and masks; masks are dense where no kernel takes windows (CPUs, and so dry runs)."""
+    tokens = layout.micro_rows * sequence / layout.cp
+    rotated = model.mla.rope_width if model.mla else model.head
+    tables = sum(model.has_rope(layer) for layer in part.layers) * tokens * rotated * size
+    return tables + (tokens * sequence if model.window and model.window < sequence else 0)
+
+
+def _loss(model: ModelConfig, layout: Layout, sequence: int, size: int) -> float:
+    """Return what the loss holds: the output matrix's gradient in fp32 and as it is handed on, tokens and their gradients, some logits."""
+    tokens = layout.micro_rows * sequence / layout.cp
+    matrix = model.vocab_size / layout.tp * model.width
+    logits = min(LOSS_BYTES, 4 * tokens * model.vocab_size / layout.tp)
+    return (4 + size) * matrix + 2 * size * tokens * model.width + logits * (1 + size / 4)
+
+
+def process_bytes(
+    model: ModelConfig, layout: Layout, sequence: int, batch_rows: int, stage: int = 0, muon: bool = True, size: int = 2
+) -> dict[str, float]:
+    """Return all that `openmai train dry-run` says of a process of a pipeline, under its names."""
+    held = held_bytes(model, layout, stage, muon, size)
+    return {
+        "weights (fp32)": held.weights,
+        "gradients (fp32)": held.gradients,
+        "optimizer state": held.optimizer,
+        "gathered weights, at the peak of the passes": held.gathered,
+        "gradients, whole and scattered, at the peak of the passes": held.whole_gradients,
+        "activations, at the peak of the passes": peak_activations(model, layout, sequence, batch_rows, stage, size),
+    }
