@@ -153,7 +153,7 @@ class Stream:
 
     def member_within(self, size: int) -> int | None:
         """Return where in the first `size` bytes of the buffer a member begins as a record does; it is one, whatever a length says."""
-        places = (start - self.position for start in self.member_starts)
+        places = [start - self.position for start in self.member_starts]
         return next((place for place in places if 0 < place < min(size, len(self.buffer)) and self._starts_at(place)), None)
 
     def _starts_at(self, place: int) -> bool:
