@@ -270,3 +270,30 @@ def test_plain_matrices_stay_where_they_are() -> None:
     values = [torch.ones(2, 3), torch.ones(2, 2, 2)]
     found = on_whole_matrices(values, lambda parts: [2 * part for part in parts])
     assert all(torch.equal(one, 2 * other) for one, other in zip(found, values, strict=True))
+
+
+def test_bfloat16_does_not_round_the_cosines_of_positions() -> None:
+    """Nor ALiBi's scores, which are added in the type of the queries."""
+    script = """
+import torch
+from openmai.model.config import ModelConfig
+from openmai.model.transformer import Transformer
+from openmai.parallel.layout import Layout
+from openmai.parallel.processes import Processes
+from openmai.parallel.team import Team
+shape = {"vocab_size": 64, "num_layers": 2, "width": 32, "num_heads": 2, "ffn_width": 48, "context": 16}
+for change in ({}, {"positions": "alibi"}, {"positions": "alibi", "attention_softcap": 20.0}, {"positions": "alibi", "sinks": True}):
+    with torch.device("meta"):
+        model = Transformer(ModelConfig.model_validate(shape | change))
+    team = Team(Processes(), Layout().resolve(1, 1, 1), "cpu", False, "bf16")
+    model = team.take(model)
+    team.initialize(model, 0, "cpu")
+    seen = []
+    for block in model.blocks:
+        block.attention.register_forward_pre_hook(
+            lambda _, inputs: seen.append((inputs[0].dtype, [x.dtype for table in inputs[1].ropes.values() for x in table]))
+        )
+    model.stream(torch.zeros(1, 16, dtype=torch.long)).float().sum().backward()
+    assert seen == 2 * [(torch.bfloat16, [] if change else 2 * [torch.float32])], seen
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -67,7 +67,7 @@ def attend(
     if softcap:
         return attend_plain(q_BTHK, k_BSGK, v_BSGK, mask, scale, softcap, sinks_H)
     q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
-    bias = mask.dense
+    bias = mask.dense if mask.dense is None or mask.dense.dtype == torch.bool else mask.dense.type_as(q)
     if sinks_H is not None:  # a key of zeros with a value of zeros, whose score is the sink
         scores = _added(mask, q)
         bias = torch.cat((scores.expand(-1, len(sinks_H), -1, -1), sinks_H[:, None, None].expand(len(scores), -1, q.shape[2], 1)), dim=-1)
@@ -106,7 +106,9 @@ def _added(mask: Mask, q_BHTK: Tensor) -> Tensor:
     seen, length = mask.dense, q_BHTK.shape[2]
     if seen is None:
         seen = torch.ones(1, 1, length, length, dtype=torch.bool, device=q_BHTK.device).tril()
-    return torch.zeros_like(seen, dtype=q_BHTK.dtype).masked_fill(~seen, float("-inf")) if seen.dtype == torch.bool else seen
+    if seen.dtype != torch.bool:
+        return seen.type_as(q_BHTK)
+    return torch.zeros_like(seen, dtype=q_BHTK.dtype).masked_fill(~seen, float("-inf"))
 
 
 def attend_flex(

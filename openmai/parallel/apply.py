@@ -54,7 +54,11 @@ def shard(model: Transformer | Pipeline, mesh: Mesh, bf16: bool) -> None:
         for stage in model.parts():
             shard(stage, mesh, bf16)
         return
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32 if bf16 else None)
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bf16 else None,
+        reduce_dtype=torch.float32 if bf16 else None,
+        cast_forward_inputs=False,  # it would round the cosines of positions in every block; what flows has the weights' type by itself
+    )
     again = mesh.layout.pp == 1  # zero-bubble schedules take weights' gradients from the graph that the forward pass left
     stacks = {parameter for module in model.modules() if isinstance(module, Experts) for parameter in module.parameters()}
     dense, sparse = mesh.sharding(experts=False), mesh.sharding(experts=True)

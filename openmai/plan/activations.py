@@ -96,19 +96,19 @@ def peak_activations(model: ModelConfig, layout: Layout, sequence: int, batch_ro
     for part in parts:
         layers = [layer_bytes(model, layout, layer, sequence, size) for layer in part.layers]
         entry = layers[0].entry
-        kept += sum(one.kept(layout.checkpointing) for one in layers) + _tables(model, layout, part, sequence, size)
+        kept += sum(one.kept(layout.checkpointing) for one in layers) + _tables(model, layout, sequence)
         kept += entry * ((not part.last) - (not part.first))  # what it hands on is kept, and what it got is a buffer
         again = max(again, *(one.again(layout.checkpointing) for one in layers), part.last * _loss(model, layout, sequence, size))
         streams += entry * ((not part.first) + (not part.last))
     return flight * kept + again + micro_batches * streams
 
 
-def _tables(model: ModelConfig, layout: Layout, part: Part, sequence: int, size: int) -> float:
-    """Return what a chunk keeps of rotations and masks; masks are dense where no kernel takes windows (CPUs, and so dry runs)."""
+def _tables(model: ModelConfig, layout: Layout, sequence: int) -> float:
+    """Return what a pass keeps of rotations, in fp32, and masks; masks are dense where no kernel takes windows (CPUs, and so dry runs)."""
     tokens = layout.micro_rows * sequence / layout.cp
     rotated = model.mla.rope_width if model.mla else model.head
-    tables = sum(model.has_rope(layer) for layer in part.layers) * tokens * rotated * size
-    return tables + (tokens * sequence if model.window and model.window < sequence else 0)
+    kinds = len({model.is_global(layer) for layer in range(model.num_layers) if model.has_rope(layer)})
+    return 4 * kinds * tokens * rotated + (tokens * sequence if model.window and model.window < sequence else 0)
 
 
 def _loss(model: ModelConfig, layout: Layout, sequence: int, size: int) -> float:
