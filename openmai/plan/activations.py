@@ -12,7 +12,7 @@ from openmai.model.config import ModelConfig
 from openmai.plan.collectives import LOSS_BYTES
 from openmai.plan.layout import Grid, Layout
 from openmai.plan.memory import Kept, in_flight, layer_activations
-from openmai.plan.shares import Part, held_bytes, parts_of
+from openmai.plan.shares import held_bytes, parts_of
 from openmai.plan.stages import Kind
 
 
