@@ -13,13 +13,12 @@ import argparse
 import csv
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from serve import Contender, running
 
 from openmai.cli import main as openmai
 from openmai.infer.load import find_checkpoint, load_assistant
@@ -58,31 +57,6 @@ def write_tasks(folder: Path, questions: Path) -> int:
         facts = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"} | task
         (folder / f"{name}.yaml").write_text(json.dumps(facts), encoding="utf-8")  # JSON is YAML
     return len(rows)
-
-
-@contextmanager
-def serving(model: Path, weights: str) -> Iterator[str]:
-    """Serve a model on a free port; yields the address."""
-    command = [sys.executable, "-m", "openmai", "serve", str(model), "--port", "0", "--name", "ours"]
-    command += [f"--weights={weights}"] if weights else []
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
-    )
-    assert process.stdout is not None
-    said = ""
-    for line in process.stdout:
-        said += line
-        if found := re.search(r"http://[\w.]+:\d+", line):
-            break
-    else:
-        raise SystemExit(f"the server did not start: {said}")
-    drain = subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL)
-    try:
-        yield found[0]
-    finally:
-        process.terminate()
-        process.wait(30)
-        drain.wait(5)
 
 
 def harness(python: Path, folder: Path, address: str, prefix: int) -> None:
@@ -137,7 +111,8 @@ def main() -> int:
         if openmai(["export", "hf", "--checkpoint", str(checkpoint.path), "--out", f"{folder}/hf"]):
             return 1
         model, tokenizer, _ = load_assistant(options.model)
-        with serving(options.model, options.weights) as address:
+        command = [sys.executable, "-m", "openmai", "serve", str(options.model), "--port=0", "--name=ours", f"--weights={options.weights}"]
+        with running(Contender("openmai", command), os.cpu_count() or 1) as (address, _):
             harness(options.python, folder, address, tokenizer.end_of_text)
         largest, requests, disagree = 0.0, 0, 0
         for task in TASKS:

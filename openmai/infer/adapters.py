@@ -1,7 +1,8 @@
 """LoRA adapters (arXiv:2106.09685) beside one base model: each request may have its own, and all share a forward pass.
 
-    adapters = attach(model, {"polite": Path("adapters/polite")})
-    with Engine(pack(model), ...)   # attach after packing
+    adapters = attach(pack(model), {"polite": Path("adapters/polite")})
+    with Engine(model, tokenizer, adapters=adapters) as engine:
+        engine.submit(ids, Sampling(adapter="polite"))
 
 A folder is what PEFT saves: adapter_config.json and adapter_model.safetensors, by the names that transformers has for the model.
 """

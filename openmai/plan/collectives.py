@@ -186,12 +186,11 @@ def _whole_matrices(tally: Tally, matrices: list[Share]) -> None:
     if dense:
         shards = layout.dp_shard * layout.cp
         sent = sum(share.held(shards) for share in dense)  # the first process speaks also for what tp leaves whole
-        back = sum(share.held(shards) for share in dense)
         mine = dense[::region]
         owned = sum(share.size * (layout.tp if share.tp_dim is not None else 1) for share in mine)
         given = sum(share.size * layout.tp for share in mine)  # each process gets its piece, also of what tp leaves whole
         tally.add("all-to-all", region, 1, 4 * max(sent, owned))
-        tally.add("all-to-all", region, 1, 4 * max(given, back))
+        tally.add("all-to-all", region, 1, 4 * max(given, sent))
     shards = region // layout.ep
     stacks = [share for share in matrices if share.expert and share.cut(shards)]
     if stacks:

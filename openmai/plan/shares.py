@@ -142,10 +142,7 @@ def parts_of(model: ModelConfig, layout: Layout, stage: int) -> list[Part]:
     for number in stages_of_process(layout.schedule, layout.pp, chunks, stage):
         first, last = number == 0, number == chunks - 1
         blocks = tuple(tuple(layer_shares(model, layer, layout.tp, layout.ep)) for layer in spans[number])
-        around = tuple(around_shares(model, layout.tp, first, last or (first and model.tied_embeddings and chunks == 1)))
-        if last and not first and model.tied_embeddings:
-            around = tuple(around_shares(model, layout.tp, False, True))
-        found.append(Part(tuple(spans[number]), blocks, around, first, last))
+        found.append(Part(tuple(spans[number]), blocks, tuple(around_shares(model, layout.tp, first, last)), first, last))
     return found
 
 

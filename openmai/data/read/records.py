@@ -142,7 +142,7 @@ def _take(stream: Stream, form: Form, head: Head, place: str) -> Record:
     if head.length > MAX_BYTES:
         return _pass_over(stream, head, place)
     stream.ensure(head.length + form.overlap)
-    there, end = len(stream.buffer), stream.member_within(head.length)
+    there, end = len(stream.buffer), stream.next_record(stream.position, stream.position + head.length)
     if end is None and (there < head.length or not form.landing.match(stream.buffer, head.length)):
         inner = form.start.search(stream.buffer, 0, head.length + form.overlap)
         end = inner.start() if inner is not None and inner.start() < head.length else None

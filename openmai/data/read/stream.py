@@ -144,17 +144,17 @@ class Stream:
             if not self.buffer and not self.more():
                 return False
             known = min(len(self.buffer), end - self.position)
-            for place in [place - self.position for place in self.member_starts if begin < place < end]:
-                if place < known and self._starts_at(place):
-                    self.drop(place)
-                    return False
+            if (place := self.next_record(begin, end)) is not None:
+                self.drop(place)
+                return False
             self.drop(known)
         return True
 
-    def member_within(self, size: int) -> int | None:
-        """Return where in the first `size` bytes of the buffer a member begins as a record does; it is one, whatever a length says."""
-        places = [start - self.position for start in self.member_starts]
-        return next((place for place in places if 0 < place < min(size, len(self.buffer)) and self._starts_at(place)), None)
+    def next_record(self, begin: int, end: int) -> int | None:
+        """Return where in the buffer a member between two places of the data begins as a record does: it is one, whatever a length says."""
+        known = min(end, self.position + len(self.buffer))
+        places = [start - self.position for start in self.member_starts if begin < start < known]
+        return next((place for place in places if self._starts_at(place)), None)
 
     def _starts_at(self, place: int) -> bool:
         self.ensure(place + _LOOK)
