@@ -5,9 +5,9 @@ finished run (`openmai run recipes/laptop.yaml`), so text, split, tokenizer and 
 
 DIR is a checkout of karpathy/nanochat (nothing of it is here). Its model, optimizer and packing loader run as they are, under the
 schedules, scaling laws and compilation of its scripts/base_train.py. Both sides of a seed run at the same time on one core each, which
-they exchange from seed to seed, and each stops after the same CPU seconds of training: what else the machine does meets both alike.
-Compilation, loading and validation do not count, for neither side. Settings that a side is not given are those found best for it
-(docs/LOG.md).
+they exchange from seed to seed: they begin together once both have compiled, and each stops after the same CPU seconds of training, its
+schedule following that clock. What else the machine does meets both alike. Compilation, loading and validation do not count, for neither
+side. Settings that a side is not given are those found best for it (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from openmai.tokenizer.tokenizer import Tokenizer
 from openmai.train.config import PretrainConfig
 from openmai.train.dial import turn
 from openmai.train.loader import Mixture, PretrainBatches
-from openmai.train.loop import NextToken, prepare_cpu, train
+from openmai.train.loop import NextToken, Step, prepare_cpu, train
 
 CONTEXT = 512
 # The law `nanochat` with the rates of half a million tokens at this batch, as THEIRS has them; what is left out follows from the law.
@@ -93,6 +93,12 @@ class Text:
         return total / math.log(2) / (self.bytes * whole / (len(self.validation) - 1))
 
 
+def meet() -> None:
+    """Wait until the other side is ready to train as well."""
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+
 def theirs(folder: Path, text: Text, seed: int, seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
     """Train nanochat as its scripts/base_train.py does, for `seconds` instead of a number of steps."""
     sys.path.insert(0, str(folder))
@@ -133,6 +139,7 @@ def theirs(folder: Path, text: Text, seed: int, seconds: float, settings: dict[s
     torch.manual_seed(seed)
     model.init_weights()
     step_with = optimizer()
+    meet()
     began, step, used = time.process_time(), 0, 0.0
     while used < seconds:
         done = used / seconds
@@ -201,13 +208,13 @@ def streamed(text: Text, rows: int, seed: int) -> Iterator[tuple[Tensor, Tensor]
 
 
 def ours(text: Text, seed: int, seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
-    """Train with the engine of `train pretrain`, for as many steps as fit into `seconds`."""
+    """Train with the engine of `train pretrain`, for `seconds` instead of a number of steps."""
     config = PretrainConfig.model_validate(
         merge({"shards": text.shards.path, "tokenizer": "", "out": "", "context": CONTEXT, "loop": {"seed": seed}}, settings)
     )
     shape = config.architecture(text.tokenizer.vocab_size)
 
-    def run(steps: int) -> tuple[Transformer, PretrainConfig, list[float]]:
+    def run(steps: int, seconds: float = math.inf, usual: float = 0.0) -> tuple[Transformer, int, list[float]]:
         chosen, _ = turn(config.model_copy(update={"loop": config.loop.model_copy(update={"steps": steps})}), text.tokenizer.vocab_size)
         assert chosen.batch_rows
         assert chosen.micro_rows
@@ -215,19 +222,36 @@ def ours(text: Text, seed: int, seconds: float, settings: dict[str, Any]) -> dic
         batches = PretrainBatches(mixture, chosen.batch_rows, chosen.micro_rows)
         model = Transformer(shape)
         model.initialize(seed)
-        clock = []
-        loop = chosen.loop.model_copy(update={"checkpoint_every": steps + 1})
-        with tempfile.TemporaryDirectory() as folder:
-            hooks = [lambda step: clock.append(time.process_time())]
-            train("ours", model, batches, NextToken(), Path(folder), loop, chosen.optimizer, chosen.schedule, hooks)
-        return model, chosen, [after - before for before, after in pairwise(clock[1:])]  # compilation does not count
+        loop = chosen.loop.model_copy(update={"checkpoint_every": 10 * steps})
+        clock: list[float] = []
 
-    steps = round(seconds / statistics.median(run(60)[2]))
-    model, chosen, used = run(steps)
+        def look(step: Step) -> None:
+            now = time.process_time()
+            clock.extend([now] if clock else [now - usual, now])  # the first step compiled: it counts as a usual one
+            used = now - clock[0]
+            if seconds < math.inf and (step.number % 20 == 0 or used >= seconds):
+                # configurations are frozen for everyone else: here the number of steps is what the clock says
+                left = max(0, round((seconds - used) / used * step.number))
+                object.__setattr__(loop, "steps", step.number + left)
+
+        with tempfile.TemporaryDirectory() as folder:
+            train("ours", model, batches, NextToken(), Path(folder), loop, chosen.optimizer, chosen.schedule, [look])
+        return model, chosen.batch_rows, clock
+
+    _, _, clock = run(60)
+    usual = statistics.median(after - before for before, after in pairwise(clock))
+    meet()
+    model, rows, clock = run(round(seconds / usual), seconds, usual)
     with torch.no_grad():
         bpb = text.bits_per_byte(lambda ids, targets: token_nats(model, ids, targets))
-    tokens = steps * (chosen.batch_rows or 0) * CONTEXT
-    return {"bpb": bpb, "steps": steps, "tokens": tokens, "cpu_seconds": sum(used), "parameters": num_parameters(model)}
+    steps = len(clock) - 1
+    return {
+        "bpb": bpb,
+        "steps": steps,
+        "tokens": steps * rows * CONTEXT,
+        "cpu_seconds": clock[-1] - clock[0],
+        "parameters": num_parameters(model),
+    }
 
 
 def side(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -249,7 +273,15 @@ def both(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, Any]]:
         command = [sys.executable, __file__, "--side", name, "--seed", str(seed), "--seconds", str(arguments.seconds)]
         command += ["--nanochat", str(arguments.nanochat), "--run", str(arguments.run)]
         command += ["--ours", arguments.ours, "--theirs", arguments.theirs]
-        running[name] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        running[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    for process in running.values():
+        while process.stdout and process.stdout.readline() not in ("ready\n", ""):
+            pass
+    for process in running.values():
+        if process.stdin and process.poll() is None:
+            process.stdin.write("go\n")
+            process.stdin.flush()
     results = {}
     for name, process in running.items():
         output, _ = process.communicate()
