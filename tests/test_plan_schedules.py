@@ -12,6 +12,7 @@ from torch.distributed.pipelining._utils import generate_stage_to_rank_mapping
 from torch.distributed.pipelining.schedules import _ComputationType
 
 from openmai.model.stages import divide_layers, holder, stage_spans, stages_of_process
+from openmai.plan.activations import moments
 from openmai.plan.layout import Grid, Layout
 from openmai.plan.memory import in_flight
 from openmai.plan.step import bubble_seconds
@@ -102,6 +103,23 @@ def test_as_many_are_in_flight_as_planned(schedule: str, virtual: int, pp: int) 
     for rank, order in enumerate(orders(schedule, pp, virtual, 4 * pp)):
         held = np.cumsum([("F" in work) - ("W" in work) for work, _, _ in order])
         assert float(np.broadcast_to(planned, (pp, 1))[rank, 0]) == held.max() / virtual
+
+
+@pytest.mark.parametrize(("schedule", "virtual"), [("zero-bubble", 1), ("zero-bubble", 2), ("zbv", 2)])
+@pytest.mark.parametrize("pp", [2, 4, 6])
+def test_gradients_of_weights_wait_for_as_many_as_planned(schedule: str, virtual: int, pp: int) -> None:
+    """Of all moments of a step those that no other surpasses: chunks in flight, and backward passes whose weights have no gradient yet."""
+    layout = Layout.model_validate({"pp": pp, "virtual": virtual, "schedule": schedule})
+    for rank, order in enumerate(orders(schedule, pp, virtual, 4 * pp)):
+        held = np.cumsum([("F" in work) - ("W" in work) for work, _, _ in order])
+        waiting = np.cumsum([("B" in work) - ("W" in work) for work, _, _ in order])
+        seen = {(int(a), int(b)) for a, b in zip(held, waiting, strict=True) if b}
+        planned = {(round(flight * virtual), late + 1) for flight, late in moments(layout, rank, 4 * pp)}
+        assert _unsurpassed(seen) == _unsurpassed(planned)
+
+
+def _unsurpassed(points: set[tuple[int, int]]) -> set[tuple[int, int]]:
+    return {one for one in points if not any(one != other and one[0] <= other[0] and one[1] <= other[1] for other in points)}
 
 
 @pytest.mark.parametrize(("schedule", "style"), [("interleaved", "loop"), ("zbv", "v")])

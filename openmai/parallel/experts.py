@@ -37,8 +37,8 @@ class AllToAll:
         arrived_MD = exchange_rows(x_MD, sent, received, self.axis)
         order_M = _by_expert(incoming_RE, len(arrived_MD))
         y_MD = compute(arrived_MD[order_M], incoming_RE.sum(0, dtype=torch.int32))
-        back_MD = torch.empty_like(y_MD).index_copy(0, order_M, y_MD)
-        return exchange_rows(back_MD, received, sent, self.axis)
+        back_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(len(order_M), device=order_M.device))
+        return exchange_rows(y_MD.index_select(0, back_M), received, sent, self.axis)  # index_copy would keep y_MD for its backward pass
 
 
 def _by_expert(counts_RE: Tensor, rows: int) -> Tensor:

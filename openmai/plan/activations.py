@@ -30,6 +30,10 @@ class LayerBytes:
     "of these the results that nothing but the next operator reads"
     working: float
     "what comes and goes while it works: gradients of hidden values, rows on their way to experts and back"
+    waiting: float
+    "gradients that stay, where a schedule makes those of weights later: of what products give, and of normed values in fp32"
+    norm: float
+    "what comes and goes in the backward pass of its first norm"
 
     def kept(self, checkpointing: str) -> float:
         """Return what stays from the forward to the backward pass."""
@@ -51,6 +55,7 @@ def layer_bytes(model: ModelConfig, layout: Layout, layer: int, sequence: int, s
     moe = model.moe if kind.moe else None
     gathers = 1 if moe and not moe.num_shared else 2
     missing = gathers * size * width
+    ranks = 0
     if model.mla:
         ranks = (model.mla.query_rank or 0) + model.mla.kv_rank
         missing += size * (ranks + model.mla.rope_width) + 8 * ranks
@@ -59,7 +64,7 @@ def layer_bytes(model: ModelConfig, layout: Layout, layer: int, sequence: int, s
     outputs = float(width)
     routing = 0.0
     if moe is None:
-        working = size * tokens * (3 if model.gated else 2) * model.ffn_width / tp
+        working = size * tokens * (2 if model.gated else 1) * model.ffn_width / tp  # one more, but the last product has gone
         products += (2 if model.gated else 1) * model.ffn_width / tp + width
         outputs += width
     else:
@@ -70,7 +75,20 @@ def layer_bytes(model: ModelConfig, layout: Layout, layer: int, sequence: int, s
         routing = 4 * moe.num_experts / tp
         working = 3 * size * tokens * moe.num_active / tp * inner
     stored = tokens * (size * products + routing + 4 * model.num_heads / tp)
-    return LayerBytes(size * tokens / tp * width, everything, stored, size * tokens * outputs, working)
+    waiting = size * tokens * (products - model.num_heads / tp * model.head) + 8 * tokens / tp * width
+    if model.mla:
+        waiting += 4 * tokens * ranks
+    elif model.qk_norm:
+        waiting += 4 * tokens * (model.num_heads + max(model.kv_heads, tp)) / tp * model.head
+    return LayerBytes(
+        entry=size * tokens / tp * width,
+        everything=everything,
+        products=stored,
+        outputs=size * tokens * outputs,
+        working=working,
+        waiting=waiting,
+        norm=5 * 4 * tokens / tp * width,
+    )
 
 
 def _attention_products(model: ModelConfig, tp: int) -> float:
@@ -87,20 +105,45 @@ def peak_activations(model: ModelConfig, layout: Layout, sequence: int, batch_ro
     """Return the bytes of activations when a process of a pipeline holds most: it works backwards, and its gradients are whole.
 
     They are from the second backward pass on, so the last micro-batch alone does not count. Received streams lie in a buffer for each
-    micro-batch of the step (torch.distributed.pipelining).
+    micro-batch of the step (torch.distributed.pipelining), ids and targets of all are joined, and a gradient is on its way back; where a
+    schedule makes the gradients of weights later, those of the buffers stay to the end.
     """
     micro_batches = batch_rows // (layout.dp_replicate * layout.dp_shard * layout.micro_rows)
     parts = parts_of(model, layout, stage)
-    flight = float(in_flight(Grid.of([layout]), max(1, micro_batches - 1))[stage].max())
-    kept = again = streams = 0.0
-    for part in parts:
-        layers = [layer_bytes(model, layout, layer, sequence, size) for layer in part.layers]
-        entry = layers[0].entry
+    each = [[layer_bytes(model, layout, layer, sequence, size) for layer in part.layers] for part in parts]
+    entry = each[0][0].entry
+    kept = buffers = sent = 0.0
+    turns = layout.schedule == "zbv" and stage == layout.pp - 1  # from its first chunk to its second: what is handed on is the buffer
+    for number, (part, layers) in enumerate(zip(parts, each, strict=True)):
         kept += sum(one.kept(layout.checkpointing) for one in layers) + _tables(model, layout, sequence)
-        kept += entry * ((not part.last) - (not part.first))  # what it hands on is kept, and what it got is a buffer
-        again = max(again, *(one.again(layout.checkpointing) for one in layers), part.last * _loss(model, layout, sequence, size))
-        streams += entry * ((not part.first) + (not part.last))
-    return flight * kept + again + micro_batches * streams
+        kept += entry * (not part.last and not (turns and number == 0))  # what it hands on is kept
+        if layout.checkpointing != "none" or size == 4:  # else it is cast for the norm, and only that is kept
+            kept -= entry * (not part.first)  # what it got is a buffer
+        buffers += entry * ((not part.first) + (not part.last))
+        sent += entry * (not part.first and not (turns and number == 1))
+    tokens = 16.0 * layout.micro_rows * sequence
+    splits = layout.schedule in ("zero-bubble", "zbv")
+    steady = micro_batches * (buffers + tokens) + sent * (micro_batches if splits else 1)
+    loss, loss_kept = _loss(model, layout, sequence, size), _loss_kept(model, layout, sequence, size)
+    peak = 0.0
+    for flight, late in moments(layout, stage, max(1, micro_batches - 1)):
+        for part, layers in zip(parts, each, strict=True):
+            waiting = sum(one.waiting for one in layers)
+            works = [(1 + late) * waiting + layers[0].norm] if splits else [one.again(layout.checkpointing) for one in layers]
+            works += [loss + late * (waiting + loss_kept)] if part.last else []
+            peak = max(peak, flight * kept + max(works))
+    return steady + peak
+
+
+def moments(layout: Layout, stage: int, micro_batches: int) -> list[tuple[float, int]]:
+    """Return when a stage may hold most: micro-batches in flight, and backward passes of chunks whose weights' gradients wait besides.
+
+    Of the orders that torch.distributed.pipelining has for ZB1P and ZBV (arXiv:2401.10241); the second of ZBV is near the end of a step.
+    """
+    flight = float(in_flight(Grid.of([layout]), micro_batches)[stage].max())
+    if layout.schedule == "zero-bubble":
+        return [(flight, stage)]
+    return [(flight, 0), (min(flight, (layout.pp + stage) / 2), 2 * stage)] if layout.schedule == "zbv" else [(flight, 0)]
 
 
 def _tables(model: ModelConfig, layout: Layout, sequence: int) -> float:
@@ -116,7 +159,15 @@ def _loss(model: ModelConfig, layout: Layout, sequence: int, size: int) -> float
     tokens = layout.micro_rows * sequence / layout.cp
     matrix = model.vocab_size / layout.tp * model.width
     logits = min(LOSS_BYTES, 4 * tokens * model.vocab_size / layout.tp)
-    return (4 + size) * matrix + 2 * size * tokens * model.width + logits * (1 + size / 4)
+    values = tokens * model.width
+    working = 4 * matrix + size * values + logits * (1 + size / 4)
+    return working + _loss_kept(model, layout, sequence, size)
+
+
+def _loss_kept(model: ModelConfig, layout: Layout, sequence: int, size: int) -> float:
+    """Return what stays of the loss until its backward pass is done: the gradients of its inputs, and what the norm keeps."""
+    values = layout.micro_rows * sequence / layout.cp * model.width
+    return size * (model.vocab_size / layout.tp * model.width + values) + values / layout.tp * (8 + size * (size < 4))
 
 
 def process_bytes(
