@@ -12,13 +12,15 @@ import pytest
 import torch
 import yaml
 from parallel_worker import launch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from openmai.cli import main
 from openmai.model.transformer import Transformer
 from openmai.parallel.processes import Processes, local
 from openmai.parallel.team import Team
 from openmai.train.config import DryRunConfig
-from openmai.train.dry_run import ACTIVATIONS, Counted, dry_run, one_step
+from openmai.train.dry_run import ACTIVATIONS, Counted, dry_run, one_step, pretend
 from openmai.train.optimizer import make_optimizers
 
 EXPERTS = {"moe": {"num_experts": 8, "num_active": 2, "expert_width": 32, "first_dense": 1}}
@@ -95,6 +97,15 @@ def test_a_dry_run_says_what_a_process_does(layout: dict, model: dict, tmp_path:
     if model:
         return  # how much is held at once hangs on how many tokens each expert gets
     assert dry["bytes"][ACTIVATIONS] == pytest.approx(real["bytes"][ACTIVATIONS], rel=0.03)
+
+
+def test_of_a_divided_tensor_counts_what_is_here() -> None:
+    with pretend(8, 0):
+        mesh = init_device_mesh("cpu", (8,))
+        whole = distribute_tensor(torch.ones(64, 16), mesh, [Shard(0)])
+        with Counted() as counted:
+            _kept = torch.zeros_like(whole)
+    assert counted.alive == 4 * 8 * 16
 
 
 def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture) -> None:

@@ -78,7 +78,7 @@ class Counted(TorchDispatchMode):
             self._count_collective(operation, arguments, result)
         for value in tree_iter(result):
             if isinstance(value, Tensor):
-                self.watch(value)
+                self.watch(local(value))
         return result
 
     def watch(self, value: Tensor) -> None:
