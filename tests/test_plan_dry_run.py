@@ -84,6 +84,7 @@ def test_state_and_collectives_are_those_of_a_dry_run(layout: dict[str, Any], mo
 @pytest.mark.parametrize(
     ("layout", "model", "stage"),
     [
+        ({"dp_shard": 2, "tp": 2, "cp": 2}, {}, 0),
         ({"pp": 2, "tp": 2}, {}, 0),
         ({"pp": 2, "ep": 4}, EXPERTS, 1),
         ({"pp": 2, "tp": 2, "ep": 4, "checkpointing": "selective"}, SHARED | LATENT, 1),
@@ -92,7 +93,7 @@ def test_state_and_collectives_are_those_of_a_dry_run(layout: dict[str, Any], mo
     ],
     ids=str,
 )
-def test_a_pipeline_holds_at_its_peak_what_is_planned(layout: dict[str, Any], model: dict[str, Any], stage: int, tmp_path: Path) -> None:
+def test_a_process_holds_at_its_peak_what_is_planned(layout: dict[str, Any], model: dict[str, Any], stage: int, tmp_path: Path) -> None:
     """Micro-batches in flight, buffers, the loss, what waits for weights' gradients; at a size where they outweigh what comes and goes."""
     wide = {"context": 1024, "vocab_size": 4096, "depth": 4, "batch_rows": 32}
     found, chosen, planned = run(tmp_path / "dry.json", stage, layout=layout, model=model, **wide)

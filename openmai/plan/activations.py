@@ -1,4 +1,4 @@
-"""What a process of openmai's own training holds at the peak of its passes besides weights and gradients, in a pipeline.
+"""What a process of openmai's own training holds at the peak of its passes besides weights and gradients.
 
 memory.py describes what tuned software keeps. Ours keeps the tokens that tensor parallelism gathers, computes latents whole on each of its
 processes, and with selective checkpointing keeps the results of products and attention (`parallel/recompute.py`).
@@ -102,7 +102,7 @@ def _attention_products(model: ModelConfig, tp: int) -> float:
 
 
 def peak_activations(model: ModelConfig, layout: Layout, sequence: int, batch_rows: int, stage: int = 0, size: int = 2) -> float:
-    """Return the bytes of activations when a process of a pipeline holds most: it works backwards, and its gradients are whole.
+    """Return the bytes of activations when a process holds most: in a pipeline it works backwards, and its gradients are whole.
 
     They are from the second backward pass on, so the last micro-batch alone does not count. Received streams lie in a buffer for each
     micro-batch of the step (torch.distributed.pipelining), ids and targets of all are joined, and a gradient is on its way back; where a
@@ -173,13 +173,13 @@ def _loss_kept(model: ModelConfig, layout: Layout, sequence: int, size: int) -> 
 def process_bytes(
     model: ModelConfig, layout: Layout, sequence: int, batch_rows: int, stage: int = 0, muon: bool = True, size: int = 2
 ) -> dict[str, float]:
-    """Return all that `openmai train dry-run` says of a process of a pipeline, under its names."""
+    """Return all that `openmai train dry-run` says of a process, under its names."""
     held = held_bytes(model, layout, stage, muon, size)
     return {
         "weights (fp32)": held.weights,
         "gradients (fp32)": held.gradients,
         "optimizer state": held.optimizer,
         "gathered weights, at the peak of the passes": held.gathered,
-        "gradients, whole and scattered, at the peak of the passes": held.whole_gradients,
+        "gradients, whole and scattered, at the peak of the passes": held.gradients_then,
         "activations, at the peak of the passes": peak_activations(model, layout, sequence, batch_rows, stage, size),
     }

@@ -154,31 +154,32 @@ def shards_of(layout: Layout, share: Share) -> int:
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes of the first process of a stage: its pieces between steps, and in a pipeline, which keeps them, whole weights and gradients."""
+    """Bytes of the first process of a stage: its pieces between steps, and what is whole when the passes hold most."""
 
     weights: int
     gradients: int
     optimizer: int
     gathered: int
-    "weights of all layers in the precision that computes, while micro-batches pass"
-    whole_gradients: int
-    "in fp32, of all layers, until the last micro-batch has passed"
+    "weights in the precision that computes, while micro-batches pass: in a pipeline all, without one what lies around the layers"
+    gradients_then: int
+    "in fp32: in a pipeline whole ones, until the last micro-batch has passed"
 
 
 def held_bytes(model: ModelConfig, layout: Layout, stage: int = 0, muon: bool = True, size: int = 2) -> Held:
     """Work out what a process holds in fp32 besides activations; `size` is that of a value that computes.
 
     A pipeline gathers each weight once in a step and keeps it, since schedules take micro-batches as they come; so gradients are summed
-    whole before they are scattered. Without one, a layer at a time is gathered and its gradient let go of: a part of the activations' peak.
+    whole before they are scattered. Without one, most is held at the loss: no layer is gathered, and gradients are those of micro-batches
+    before.
     """
-    parts = parts_of(model, layout, stage)
-    shares = [share for part in parts for block in (*part.blocks, part.around) for share in block]
-    weights = state = gathered = whole = 0
-    for share in shares:
-        mine = share.held(shards_of(layout, share))
-        weights += 4 * mine
-        state += (4 if muon and share.matrix else 8) * mine
-        gathered += share.padded(shards_of(layout, share))
-        whole += share.size
-    kept = layout.pp > 1
-    return Held(weights, weights, state, kept * size * gathered, kept * 4 * whole)
+    weights = state = gathered = gradients = 0
+    for part in parts_of(model, layout, stage):
+        inside = [(share, False) for block in part.blocks for share in block]
+        for share, around in [*inside, *((share, True) for share in part.around)]:
+            mine = share.held(shards_of(layout, share))
+            weights += 4 * mine
+            state += (4 if muon and share.matrix else 8) * mine
+            if layout.pp > 1 or around:
+                gathered += size * share.padded(shards_of(layout, share))
+            gradients += 4 * (share.size if layout.pp > 1 else mine)
+    return Held(weights, weights, state, gathered, gradients)
