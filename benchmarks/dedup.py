@@ -41,6 +41,7 @@ from openmai.data.dedup.exact import Dropped, exact
 from openmai.data.dedup.fingerprint import Lists, fingerprint, mix
 from openmai.data.dedup.near import near
 from openmai.data.dedup.repeated import Repeated, repeated
+from openmai.data.document import PARQUET
 
 FOLDERS = ("openstax", "gutenberg", "factbook", "peps")
 PARTS = 20
@@ -224,7 +225,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     paths = [folder / f"{number:02d}.parquet" for number in range(PARTS)]
     size = -(-count // PARTS)
     for number, path in enumerate(paths):
-        pq.write_table(pa.table({"text": texts[number * size : (number + 1) * size]}), path)
+        pq.write_table(pa.table({"text": texts[number * size : (number + 1) * size]}), path, compression_level=1, **PARQUET)
     size = -(-count // options.workers)
     for number in range(options.workers):
         with (folder / f"{number:02d}.jsonl").open("w") as file:

@@ -25,7 +25,7 @@ from openmai.data.decontaminate.config import DecontaminateConfig
 from openmai.data.decontaminate.index import Contamination, Hit
 from openmai.data.decontaminate.items import read_items, split_name
 from openmai.data.decontaminate.report import HITS, REPORT, Counts, write_report
-from openmai.data.document import KIND, REJECTED_SCHEMA, SCHEMA, document_files
+from openmai.data.document import KIND, PARQUET, REJECTED_SCHEMA, SCHEMA, document_files
 
 REPORT_KIND = "contamination"
 _PARTS = "parts"
@@ -89,7 +89,7 @@ class _File:
             writers = {}
             for folder, schema in schemas.items():
                 target = stack.enter_context(atomic_file(self.paths[folder]))
-                writers[folder] = stack.enter_context(pq.ParquetWriter(target, schema, compression="zstd", compression_level=3))
+                writers[folder] = stack.enter_context(pq.ParquetWriter(target, schema, compression_level=3, **PARQUET))
             for batch in pq.ParquetFile(file).iter_batches(batch_size=_BATCH):
                 for folder, rows in self._divide(batch).items():
                     if folder in writers and rows.num_rows:

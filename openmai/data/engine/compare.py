@@ -21,7 +21,7 @@ from openmai.data.dedup.exact import Dropped, exact
 from openmai.data.dedup.fingerprint import fixed_keys, list_keys
 from openmai.data.dedup.near import near, preferences
 from openmai.data.dedup.repeated import Repeated, repeated
-from openmai.data.document import document_files
+from openmai.data.document import PARQUET, document_files
 from openmai.data.engine.corpus import Corpus, Piece, site_keys
 from openmai.data.engine.parts import Part
 from openmai.data.engine.select import Selected
@@ -96,7 +96,7 @@ def _write_file(piece: Piece, start: int, takes_part: NDArray[np.bool_], prefere
     table = keys.append_column("text", pq.read_table(piece.texts, columns=["text"])["text"])
     table = table.append_column("row", pa.array(np.arange(start, start + piece.rows))).append_column("preference", pa.array(preference))
     with atomic_file(file) as stream:
-        pq.write_table(table.filter(pa.array(takes_part)), stream, compression="zstd", compression_level=1)
+        pq.write_table(table.filter(pa.array(takes_part)), stream, compression_level=1, **PARQUET)
     return file
 
 

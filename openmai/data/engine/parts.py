@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from openmai.base.errors import OpenmaiError
 from openmai.base.files import atomic_file, hash_inputs, hash_value
 from openmai.data.config import BuildConfig
+from openmai.data.document import PARQUET
 
 _ABOUT = b"openmai.part"
 # What decides about a part's content, and what besides about a build's.
@@ -70,7 +71,7 @@ class Parts:
         """Store a part's documents, whole or not at all."""
         table = pa.Table.from_batches(batches, schema=schema).replace_schema_metadata({_ABOUT: json.dumps(asdict(part))})
         with atomic_file(self.path(part.key)) as file:
-            pq.write_table(table, file, compression="zstd", compression_level=1)
+            pq.write_table(table, file, compression_level=1, **PARQUET)
 
 
 @cache

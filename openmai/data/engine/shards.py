@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from openmai.base.files import atomic_file, read_json, write_json
 from openmai.data.config import BuildConfig
 from openmai.data.dedup import fingerprint
-from openmai.data.document import REJECTED_SCHEMA, SCHEMA
+from openmai.data.document import PARQUET, REJECTED_SCHEMA, SCHEMA
 from openmai.data.engine.funnel import Funnel
 from openmai.data.engine.parts import Part
 from openmai.data.engine.select import Selector
@@ -115,7 +115,7 @@ class _Writer:
         self.path.parent.mkdir(exist_ok=True)
         with ExitStack() as stack:
             file = stack.enter_context(atomic_file(self.path))
-            self.file = stack.enter_context(pq.ParquetWriter(file, self.schema, compression="zstd", compression_level=3))
+            self.file = stack.enter_context(pq.ParquetWriter(file, self.schema, compression_level=3, **PARQUET))
             self.stack = stack.pop_all()
         return self
 

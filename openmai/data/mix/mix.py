@@ -22,7 +22,7 @@ from openmai.base.artifact import Artifact, create
 from openmai.base.errors import OpenmaiError
 from openmai.base.files import atomic_file, write_json
 from openmai.base.progress import Progress, say
-from openmai.data.document import KIND, SCHEMA, document_files
+from openmai.data.document import KIND, PARQUET, SCHEMA, document_files
 from openmai.data.mix.card import write_card
 from openmai.data.mix.choose import Mask, Names, Pool, cut, keep_shares, order_of
 from openmai.data.mix.config import MixConfig, Selection
@@ -202,7 +202,7 @@ def _copy(folder: Path, files: list[Path], survey: Survey, taken: Mask) -> None:
 
 def _copy_file(file: Path, target: Path, taken: Mask, sources: np.ndarray) -> None:
     begin, place = 0, SCHEMA.get_field_index("source")
-    with atomic_file(target) as out, pq.ParquetWriter(out, SCHEMA, compression="zstd", compression_level=3) as writer:
+    with atomic_file(target) as out, pq.ParquetWriter(out, SCHEMA, compression_level=3, **PARQUET) as writer:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=_BATCH, columns=SCHEMA.names):
             rows = slice(begin, begin + batch.num_rows)
             begin += batch.num_rows
