@@ -63,11 +63,14 @@ class Int8Linear(nn.Module):
         scales = (weight.abs().amax(dim=1).double() / 127).clamp(min=1e-12)
         quantized = torch.quantize_per_channel(weight, scales, torch.zeros(len(weight), dtype=torch.long), 0, torch.qint8)
         self.packed = torch.ops.quantized.linear_prepack(quantized, None)
+        # the operator itself: its wrapper looks through the arguments for what may want to be called instead
+        self.product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32._op
 
     def forward(self, x: Tensor) -> Tensor:
-        scaled, top = torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty(*x.shape[:-1], 1)
-        _scale_rows(x.contiguous().view(-1, x.shape[-1]).numpy(), scaled.view(-1, x.shape[-1]).numpy(), top.view(-1).numpy())
-        y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(scaled, 1 / 127, 128, self.packed).mul_(top)
+        rows = x.reshape(-1, x.shape[-1]).numpy()
+        scaled, top = np.empty_like(rows), np.empty((len(rows), 1), rows.dtype)
+        _scale_rows(rows, scaled, top[:, 0])
+        y = self.product(torch.from_numpy(scaled), 1 / 127, 128, self.packed).mul_(torch.from_numpy(top)).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
 
