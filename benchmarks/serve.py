@@ -349,8 +349,10 @@ async def terminate(contender: Contender, threads: int) -> str:
             asking = [
                 asyncio.ensure_future(http.post("/v1/completions", json=body | {"prompt": prompt})) for prompt in make_prompts(32, 20)
             ]
-            while sum((await http.get("/health")).json()[name] for name in ("running", "waiting")) < 32:
+            health = {"running": 0, "waiting": 0}
+            while health["running"] + health["waiting"] < 32:
                 await asyncio.sleep(0.02)
+                health = (await http.get("/health")).json()
             os.kill(pid, signal.SIGTERM)
             answers = await asyncio.gather(*asking, return_exceptions=True)
     whole = sum(
