@@ -413,7 +413,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of web archives")
     parser.add_argument("--minutes", type=float, default=5, help="of CPU time of the code under test")
-    parser.add_argument("--seconds", type=float, default=20, help="CPU time for one input, looked at twice")
+    parser.add_argument("--seconds", type=float, default=20, help="CPU time for one pass over an input")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bounds", action="store_true", help="let compiled loops check the bounds of arrays (slower, compiled anew)")
     parser.add_argument("--only", type=int, help="repeat one input")

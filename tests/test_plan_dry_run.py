@@ -87,6 +87,7 @@ def test_state_and_collectives_are_those_of_a_dry_run(layout: dict[str, Any], mo
         ({"dp_shard": 2, "tp": 2, "cp": 2}, {}, 0),
         ({"pp": 2, "tp": 2}, {}, 0),
         ({"pp": 2, "ep": 4}, EXPERTS, 1),
+        ({"pp": 2, "tp": 2, "ep": 4, "checkpointing": "selective"}, SHARED | LATENT, 0),
         ({"pp": 2, "tp": 2, "ep": 4, "checkpointing": "selective"}, SHARED | LATENT, 1),
         ({"pp": 2, "tp": 2, "schedule": "zero-bubble"}, {"num_layers": 4}, 1),
         ({"pp": 2, "tp": 2, "schedule": "zbv"}, SHARED | LATENT | {"num_layers": 4}, 1),

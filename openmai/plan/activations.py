@@ -122,7 +122,7 @@ def peak_activations(model: ModelConfig, layout: Layout, sequence: int, batch_ro
         buffers += entry * ((not part.first) + (not part.last))
         sent += entry * (not part.first and not (turns and number == 1))
     tokens = 16.0 * layout.micro_rows * sequence
-    splits = layout.schedule in ("zero-bubble", "zbv")
+    splits = Grid.of([layout]).splits_backward
     steady = micro_batches * (buffers + tokens) + sent * (micro_batches if splits else 1)
     loss, loss_kept = _loss(model, layout, sequence, size), _loss_kept(model, layout, sequence, size)
     peak = 0.0
