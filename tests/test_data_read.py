@@ -23,6 +23,7 @@ from openmai.base.errors import OpenmaiError
 from openmai.data.config import BuildConfig
 from openmai.data.document import Raw
 from openmai.data.read.config import Source
+from openmai.data.read.files import Gap
 from openmai.data.read.http import decode_body, parse_answer
 from openmai.data.read.sources import Damaged, files_of, read
 from openmai.data.read.warc import count_records
@@ -105,6 +106,22 @@ def test_wacz(tmp_path: Path) -> None:
         archive.write(tmp_path / "a.warc.gz", "archive/1.warc.gz")
         archive.writestr("pages/pages.jsonl", '{"text": "no page"}')
     assert records(tmp_path / "c.wacz") == TEXTS[:2]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_broken_member_of_a_wacz_is_told_and_the_next_is_read(tmp_path: Path, method: int) -> None:
+    for number in (0, 1):
+        write_warc(tmp_path / f"{number}.warc", {f"http://x/{number}": TEXTS[number].encode()})
+    with zipfile.ZipFile(tmp_path / "c.wacz", "w", method) as archive:
+        archive.write(tmp_path / "0.warc", "archive/0.warc")
+        archive.write(tmp_path / "1.warc", "archive/1.warc")
+    whole = (tmp_path / "c.wacz").read_bytes()
+    begin = whole.index(b"archive/0.warc") + len("archive/0.warc")
+    for place in range(begin, begin + 40):
+        (tmp_path / "c.wacz").write_bytes(whole[:place] + bytes(byte ^ 255 for byte in whole[place : place + 8]) + whole[place + 8 :])
+        found = list(read(tmp_path / "c.wacz", Source(name="s", path="x")))
+        assert any(isinstance(item, Gap) and "archive/0.warc: " in item.message for item in found)
+        assert found[-1].url == "http://x/1"
 
 
 def test_what_is_no_page_is_counted_and_left_out(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from torch import nn
 from openmai.base.errors import OpenmaiError
 from openmai.infer.config import EngineConfig, Sampling
 from openmai.infer.engine import Engine
-from openmai.infer.weights import HalfLinear, Int4Linear, Int8Linear, PackedLinear, pack, reference
+from openmai.infer.weights import KINDS, HalfLinear, Int4Linear, Int8Linear, MklLinear, OneDnnLinear, pack, reference
 from openmai.model.config import MLAConfig, ModelConfig, MoEConfig
 from openmai.model.transformer import Transformer
 from openmai.tokenizer.tokenizer import Tokenizer
 
-FORMS = {"": PackedLinear, "fp16": HalfLinear, "int8": Int8Linear, "int4": Int4Linear}
+FORMS = {"mkl": MklLinear, "onednn": OneDnnLinear, "fp16": HalfLinear, "int8": Int8Linear, "int4": Int4Linear}
 pytestmark = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="these kernels are for x86")
 
 
@@ -35,7 +35,7 @@ def test_a_packed_layer_computes_what_its_twin_does(kind: str, bias: bool) -> No
             expected, found = reference(kind, linear, x), packed(x)
             assert found.shape == expected.shape
             assert (found - expected).norm() / expected.norm() < (5e-3 if kind == "int4" else 1e-5)  # int4 multiplies in bf16
-            assert (found - linear(x)).norm() / expected.norm() < {"": 1e-5, "fp16": 1e-3, "int8": 0.02, "int4": 0.12}[kind]
+            assert (found - linear(x)).norm() / expected.norm() < {"mkl": 1e-5, "onednn": 1e-5, "fp16": 1e-3, "int8": 0.02, "int4": 0.12}[kind]
 
 
 def test_a_token_in_int8_does_not_depend_on_its_batch() -> None:
@@ -45,7 +45,7 @@ def test_a_token_in_int8_does_not_depend_on_its_batch() -> None:
         assert all(torch.equal(packed(x[row : row + 1])[0], packed(x)[row]) for row in range(16))
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_engines_run_packed_models(kind: str, tiny_tokenizer: Path) -> None:
     tokenizer = Tokenizer.load(tiny_tokenizer)
     common = {"vocab_size": 384, "num_layers": 2, "width": 64, "num_heads": 4, "ffn_width": 96, "context": 64}

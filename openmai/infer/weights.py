@@ -1,7 +1,7 @@
-"""Matrices in the forms that are fastest on a CPU: packed for MKL, or in fewer bits.
+"""Matrices in the forms that are fastest on a CPU: packed for MKL or oneDNN, or in fewer bits.
 
-A step of few tokens reads every weight once, so fewer bits are more tokens per second; and MKL's packed form computes 2 to 32 rows in
-little more than the time of one, which its plain form does not (docs/LOG.md).
+A step of few tokens reads every weight once, so fewer bits are more tokens per second; and packed forms compute 2 to 32 rows in
+little more than the time of one, which plain ones do not (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 import torch
 import torch.nn.functional as F
+from llvmlite.binding import get_host_cpu_name
 from numba import njit
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ GROUP = 32  # weights that share a scale in int4
 KINDS = ("", "fp16", "int8", "int4")
 
 
-class PackedLinear(nn.Module):
+class MklLinear(nn.Module):
     """A linear layer in fp32 that MKL has laid out for itself; the plain matrix is given up."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -34,6 +35,18 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkl._mkl_linear(x, self.packed, self.shape, self.bias, x.numel() // x.shape[-1])
+
+
+class OneDnnLinear(nn.Module):
+    """A linear layer in fp32 that oneDNN has laid out for itself; the plain matrix is given up."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.bias = None if linear.bias is None else linear.bias.data
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.data.contiguous(), 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
 class HalfLinear(nn.Module):
@@ -164,9 +177,10 @@ def pack(model: Transformer, kind: str = "") -> Transformer:
         raise OpenmaiError(f"weights={kind}: this PyTorch has no fbgemm, which is for x86 processors; leave it out")
     if kind == "int8":
         torch.backends.quantized.engine = "fbgemm"
-    forms: dict[str, type[nn.Module]] = {"": PackedLinear, "fp16": HalfLinear, "int8": Int8Linear, "int4": Int4Linear}
-    if not kind and not torch.backends.mkl.is_available():
+    full = fp32_form()
+    if not kind and full is nn.Linear:
         return model
+    forms: dict[str, type[nn.Module]] = {"": full, "fp16": HalfLinear, "int8": Int8Linear, "int4": Int4Linear}
     kept = {id(module.kv_up) for module in model.modules() if isinstance(module, LatentAttention)}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(fbgemm|torch.quantize)", UserWarning)  # deprecated; pyproject.toml holds the version of PyTorch
@@ -179,10 +193,20 @@ def pack(model: Transformer, kind: str = "") -> Transformer:
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear) and id(child) not in kept:
                     fits = kind != "int4" or (child.in_features % GROUP == 0 and child.out_features % 16 == 0)
-                    setattr(module, name, (forms[kind] if fits else PackedLinear)(child))
+                    setattr(module, name, (forms[kind] if fits else full)(child))
                 elif isinstance(child, nn.RMSNorm):
                     setattr(module, name, PackedNorm(child))
     return model
+
+
+def fp32_form() -> type[nn.Module]:
+    """Return the form for matrices in fp32 that is fastest on this processor, the same at each start: MKL's on Intel, oneDNN's on AMD.
+
+    On AMD MKL takes 1.5 times as long for a row and nearly three times for 16 (docs/LOG.md).
+    """
+    if get_host_cpu_name().startswith("zn") and torch.backends.mkldnn.is_available():
+        return OneDnnLinear
+    return MklLinear if torch.backends.mkl.is_available() else nn.Linear
 
 
 def _join(module: nn.Module, *names: str) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from numba import njit
 from torch import Tensor
 
 from openmai.model.config import ModelConfig
+from openmai.model.cpu import compiles, store
 from openmai.model.mask import Mask, make_mask
 
 FEW = 8  # sequences with at most this many new tokens in a pass read the cache where it lies; longer ones gather theirs first
@@ -70,7 +70,7 @@ class Batch:
             if new_NGK is None:
                 continue
             if compiles(new_NGK):
-                _store(pool[layer].numpy(), self.block_N.numpy(), self.offset_N.numpy(), new_NGK.numpy())
+                store(pool[layer], self.block_N, self.offset_N, new_NGK)
             else:
                 pool[layer][self.block_N, :, self.offset_N] = new_NGK
 
@@ -100,20 +100,6 @@ class Batch:
             keys_1S = torch.arange(size, device=queries_BT.device)[None]
             self._masks[key] = make_mask(queries_BT, keys_1S, window, True, None, slopes_H)
         return self._masks[key]
-
-
-def compiles(x: Tensor) -> bool:
-    """Tell whether the compiled kernels take a tensor: on a CPU, in fp32 or fp64."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-
-
-@njit(cache=True, nogil=True)
-def _store(pool, blocks, offsets, new):  # type: ignore[no-untyped-def]
-    """Write rows (N, G, K) to their places in blocks (blocks, G, block, K); PyTorch's indexed write takes ten times as long for a few."""
-    for n in range(len(blocks)):
-        for g in range(new.shape[1]):
-            for c in range(new.shape[2]):
-                pool[blocks[n], g, offsets[n], c] = new[n, g, c]
 
 
 def batch_of(cache: PagedCache, length: int, sequences: Sequence[tuple[Sequence[int], int, Sequence[int], Sequence[int]]]) -> Batch:

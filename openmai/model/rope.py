@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from openmai.model.config import ModelConfig, RopeScaling, yarn_growth
+from openmai.model.cpu import compiles, turn
 
 Table = tuple[Tensor, Tensor]
 "cosines and sines, each (B, T, 1, R / 2) in fp32 for R rotated values per head"
@@ -89,6 +90,8 @@ def _longrope(scaling: RopeScaling, powers: Tensor, length: int, context: int) -
 def rotate(x_BTHK: Tensor, table: Table) -> Tensor:
     """Rotate the pairs (i, i + R/2) of the first R values of each head, as Llama does in the Hugging Face layout."""
     cos, sin = table
+    if compiles(x_BTHK):
+        return turn(x_BTHK, cos, sin)
     rotated = 2 * cos.shape[-1]
     x, rest = (x_BTHK, None) if rotated == x_BTHK.shape[-1] else x_BTHK.split((rotated, x_BTHK.shape[-1] - rotated), dim=-1)
     first, second = x.float().chunk(2, dim=-1)

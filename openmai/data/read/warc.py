@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import lzma
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ _PAGES = {"response", "resource", "conversion"}
 # What crawlers file beside pages: look-ups, their own notes, screenshots, extracted text of pages that are there as well.
 _NO_PAGES = {"dns", "whois", "filedesc", "metadata", "urn", "warcinfo"}
 _ZIP = b"PK\x03\x04"
-_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, OSError, EOFError)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, ValueError, OSError, EOFError)
 _MAX_RATIO = 250
 _ARCHIVES = tuple(f"{end}{packed}" for end in (".warc", ".wet", ".wat", ".arc") for packed in ("", ".gz", ".zst", ".lz4"))
 
