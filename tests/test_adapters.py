@@ -21,7 +21,7 @@ from openmai.infer.config import EngineConfig, Sampling
 from openmai.infer.embed import embed
 from openmai.infer.engine import Engine
 from openmai.infer.load import load_assistant
-from openmai.infer.weights import pack
+from openmai.infer.pack import pack
 from openmai.model.config import MLAConfig, ModelConfig
 from openmai.model.hf.convert import our_shapes
 from openmai.model.hf.family import choose

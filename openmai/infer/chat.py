@@ -14,8 +14,8 @@ from openmai.base.progress import say
 from openmai.infer.config import ChatConfig, EngineConfig, Sampling
 from openmai.infer.engine import Engine
 from openmai.infer.load import load_assistant
+from openmai.infer.pack import pack
 from openmai.infer.request import ContextLengthError
-from openmai.infer.weights import pack
 from openmai.tokenizer.tokenizer import Message, Tokenizer
 
 with contextlib.suppress(ImportError):  # gives the prompt line editing and history where it exists

@@ -6,22 +6,13 @@ little more than the time of one, which plain ones do not (docs/LOG.md).
 
 from __future__ import annotations
 
-import warnings
-
-import numpy as np
 import torch
 import torch.nn.functional as F
-from llvmlite.binding import get_host_cpu_name
-from numba import njit
 from torch import Tensor, nn
 
-from openmai.base.errors import OpenmaiError
-from openmai.model.attention import Attention, LatentAttention
-from openmai.model.layers import FeedForward
-from openmai.model.transformer import Transformer
+from openmai.model.cpu import normalize, to_range
 
 GROUP = 32  # weights that share a scale in int4
-KINDS = ("", "fp16", "int8", "int4")
 
 
 class MklLinear(nn.Module):
@@ -80,9 +71,7 @@ class Int8Linear(nn.Module):
         self.product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32._op
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).numpy()
-        scaled, top = np.empty_like(rows), np.empty((len(rows), 1), rows.dtype)
-        _scale_rows(rows, scaled, top[:, 0])
+        scaled, top = to_range(x.reshape(-1, x.shape[-1]).numpy())
         y = self.product(torch.from_numpy(scaled), 1 / 127, 128, self.packed).mul_(torch.from_numpy(top)).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
@@ -130,90 +119,7 @@ class PackedNorm(nn.Module):
         self.scale = torch.ones(norm.normalized_shape) if norm.weight is None else norm.weight.data
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        _normalize_rows(x.contiguous().view(-1, x.shape[-1]).numpy(), y.view(-1, x.shape[-1]).numpy(), self.scale.numpy(), self.eps)
-        return y
-
-
-@njit(fastmath={"reassoc", "contract", "nsz"}, cache=True, nogil=True, error_model="numpy")
-def _scale_rows(x, scaled, top):  # type: ignore[no-untyped-def]
-    """Bring each row to the range -1 to 1, and note by what."""
-    for row in range(x.shape[0]):
-        most = np.float32(1e-30)
-        for column in range(x.shape[1]):
-            most = max(most, abs(x[row, column]))
-        top[row] = most
-        for column in range(x.shape[1]):
-            scaled[row, column] = x[row, column] / most
-
-
-@njit(fastmath={"reassoc", "contract", "nsz"}, cache=True, nogil=True, error_model="numpy")
-def _normalize_rows(x, y, scale, eps):  # type: ignore[no-untyped-def]
-    """Divide each row by its root mean square, and multiply by the weights."""
-    for row in range(x.shape[0]):
-        total = np.float32(0)
-        for column in range(x.shape[1]):
-            total += x[row, column] * x[row, column]
-        factor = np.float32(1) / np.sqrt(total / np.float32(x.shape[1]) + np.float32(eps))
-        for column in range(x.shape[1]):
-            y[row, column] = x[row, column] * factor * scale[column]
-
-
-@torch.no_grad()
-def pack(model: Transformer, kind: str = "") -> Transformer:
-    """Replace the linear layers and norms of a model on a CPU in fp32 by packed ones; other models stay as they are. Works in place.
-
-    `kind` is "", fp16, int8 or int4. Experts and the latent expansion of MLA, which are not single products, keep fp32. Raises
-    OpenmaiError where this machine or this model cannot do it.
-    """
-    weight = model.embedding.weight
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
-        if kind:
-            raise OpenmaiError(
-                f"weights={kind}: for models in fp32 on a CPU, this one is {weight.dtype} on {weight.device.type}; leave it out"
-            )
-        return model
-    if kind in ("fp16", "int8") and "fbgemm" not in torch.backends.quantized.supported_engines:
-        raise OpenmaiError(f"weights={kind}: this PyTorch has no fbgemm, which is for x86 processors; leave it out")
-    if kind == "int8":
-        torch.backends.quantized.engine = "fbgemm"
-    full = fp32_form()
-    if not kind and full is nn.Linear:
-        return model
-    forms: dict[str, type[nn.Module]] = {"": full, "fp16": HalfLinear, "int8": Int8Linear, "int4": Int4Linear}
-    kept = {id(module.kv_up) for module in model.modules() if isinstance(module, LatentAttention)}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "(fbgemm|torch.quantize)", UserWarning)  # deprecated; pyproject.toml holds the version of PyTorch
-        for module in list(model.modules()):
-            if isinstance(module, Attention):
-                _join(module, "q", "k", "v")
-            elif isinstance(module, FeedForward) and module.config.gated:
-                _join(module, "up", "gate")
-        for module in list(model.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.Linear) and id(child) not in kept:
-                    fits = kind != "int4" or (child.in_features % GROUP == 0 and child.out_features % 16 == 0)
-                    setattr(module, name, (forms[kind] if fits else full)(child))
-                elif isinstance(child, nn.RMSNorm):
-                    setattr(module, name, PackedNorm(child))
-    return model
-
-
-def fp32_form() -> type[nn.Module]:
-    """Return the form for matrices in fp32 that is fastest on this processor, the same at each start: MKL's on Intel, oneDNN's on AMD.
-
-    On AMD MKL takes 1.5 times as long for a row and nearly three times for 16 (docs/LOG.md).
-    """
-    if get_host_cpu_name().startswith("zn") and torch.backends.mkldnn.is_available():
-        return OneDnnLinear
-    return MklLinear if torch.backends.mkl.is_available() else nn.Linear
-
-
-def _join(module: nn.Module, *names: str) -> None:
-    """Replace linear layers of a module by one `joint`."""
-    module.joint = Joint(names, [getattr(module, name) for name in names])
-    for name in names:
-        delattr(module, name)
+        return torch.from_numpy(normalize(x.reshape(-1, x.shape[-1]).numpy(), self.scale.numpy(), self.eps)[1]).view(x.shape)
 
 
 def reference(kind: str, linear: nn.Linear, x: Tensor) -> Tensor:

@@ -13,10 +13,9 @@ from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 from openmai.model.cache import Batch, Span
 from openmai.model.config import ModelConfig
-from openmai.model.cpu import compiles
+from openmai.model.cpu import attend_few, compiles
 from openmai.model.layers import make_norm, soft_cap
 from openmai.model.mask import Mask
-from openmai.model.paged import attend_few
 from openmai.model.rope import Table, rotate
 
 

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openmai.model import cpu
 from openmai.model.config import ModelConfig
+from openmai.model.cpu import compiles
 
 
 class OffsetNorm(nn.Module):
@@ -45,6 +47,9 @@ def activate(config: ModelConfig, x: Tensor) -> Tensor:
 
 def activate_gated(config: ModelConfig, gate: Tensor, up: Tensor) -> Tensor:
     """Return act(gate) * up, clamped and shifted as configured."""
+    if config.activation == "silu" and not config.glu_limit and not config.glu_offset and compiles(gate) and gate.ndim > 1:
+        y = cpu.gate(gate.flatten(0, -2).numpy(), up.flatten(0, -2).numpy())
+        return torch.from_numpy(y).view(gate.shape)
     if config.glu_limit:
         gate, up = gate.clamp(max=config.glu_limit), up.clamp(-config.glu_limit, config.glu_limit)
     return activate(config, gate) * (up + config.glu_offset if config.glu_offset else up)

@@ -7,7 +7,7 @@ K head width, E experts, A active experts per token, N flattened tokens, L layer
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from openmai.model.attention import Attention, Context, LatentAttention
 from openmai.model.cache import Batch
 from openmai.model.config import ModelConfig
+from openmai.model.cpu import compiles
 from openmai.model.layers import FeedForward, make_norm, soft_cap
 from openmai.model.mask import alibi_slopes, make_mask
 from openmai.model.moe import MoE, Router, Routing
@@ -49,9 +50,12 @@ class Block(nn.Module):
         self.mlp_norm = make_norm(config, config.width) if before and not config.parallel else nn.Identity()
         self.mlp = MoE(config) if config.is_moe(layer) else FeedForward(config, config.ffn_width)
         self.mlp_after = make_norm(config, config.width) if after else nn.Identity()
+        self.few: Callable[[Tensor, Context], Tensor] | None = None  # computes passes of few tokens on a CPU; set by infer/weights.py
 
     def forward(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Routing | None]:
         """Return the stream after this layer and, of a mixture, what balancing needs."""
+        if self.few is not None and context.cache is not None and not context.cache.long and compiles(x_BTD):
+            return self.few(x_BTD, context), None
         normed_BTD = self.attention_norm(x_BTD)
         attended_BTD = self.attention_after(self.attention(normed_BTD, context))
         if not self.parallel:

@@ -19,7 +19,7 @@ from openmai.base.progress import say
 from openmai.infer.adapters import attach
 from openmai.infer.engine import Engine
 from openmai.infer.load import load_assistant, load_draft
-from openmai.infer.weights import pack
+from openmai.infer.pack import pack
 from openmai.serve.app import create_app
 from openmai.serve.config import ServeConfig
 from openmai.serve.external import serve_external
