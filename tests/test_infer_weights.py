@@ -15,6 +15,7 @@ from openmai.infer.config import EngineConfig, Sampling
 from openmai.infer.engine import Engine
 from openmai.infer.few import FewTokens
 from openmai.infer.pack import pack
+from openmai.infer.vnni import VnniLinear, available
 from openmai.infer.weights import HalfLinear, Int4Linear, Int8Linear, MklLinear, OneDnnLinear, reference
 from openmai.model.cache import PagedCache, batch_of
 from openmai.model.config import MLAConfig, ModelConfig, MoEConfig
@@ -22,6 +23,7 @@ from openmai.model.transformer import Transformer
 from openmai.tokenizer.tokenizer import Tokenizer
 
 FORMS = {"mkl": MklLinear, "onednn": OneDnnLinear, "fp16": HalfLinear, "int8": Int8Linear, "int4": Int4Linear}
+EIGHT_BITS = [Int8Linear, *([VnniLinear] if available() else [])]
 KINDS = ("", "fp16", "int8", "int4")
 pytestmark = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="these kernels are for x86")
 
@@ -42,11 +44,28 @@ def test_a_packed_layer_computes_what_its_twin_does(kind: str, bias: bool) -> No
             assert (found - linear(x)).norm() / expected.norm() < {"fp16": 1e-3, "int8": 0.02, "int4": 0.12}.get(kind, 1e-5)
 
 
-def test_a_token_in_int8_does_not_depend_on_its_batch() -> None:
+@pytest.mark.skipif(not available(), reason="this processor has no AVX-512 VNNI")
+@pytest.mark.parametrize(("inputs", "outputs", "bias"), [(128, 64, False), (130, 70, True), (1, 1, True), (515, 33, False)])
+def test_the_compiled_product_in_int8_is_exact(inputs: int, outputs: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(inputs, outputs, bias=bias)
+    linear.weight.data = torch.randint(-127, 128, (outputs, inputs)).float()
+    linear.weight.data[:, 0] = 127  # so that scales are 1, and rounding changes nothing
+    packed = VnniLinear(linear)
+    for rows in (1, 2, 3, 7, 8, 13, 16, 31, 700):
+        x = torch.randint(-127, 128, (rows, inputs)).float()
+        x[:, 0] = -127
+        with torch.inference_mode():
+            expected = (x.double() @ linear.weight.double().T + (linear.bias.double() if bias else 0)).float()
+            assert torch.allclose(packed(x), expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", EIGHT_BITS)
+def test_a_token_in_int8_does_not_depend_on_its_batch(form: type[nn.Module]) -> None:
     torch.backends.quantized.engine = "fbgemm"
-    packed, x = Int8Linear(nn.Linear(96, 80)), torch.randn(16, 96) * torch.logspace(-3, 3, 16)[:, None]
+    packed, x = form(nn.Linear(96, 80)), torch.randn(21, 96) * torch.logspace(-3, 3, 21)[:, None]
     with torch.inference_mode():
-        assert all(torch.equal(packed(x[row : row + 1])[0], packed(x)[row]) for row in range(16))
+        assert all(torch.equal(packed(x[row : row + 1])[0], packed(x)[row]) for row in range(21))
 
 
 @pytest.mark.parametrize("kind", KINDS)

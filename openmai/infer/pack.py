@@ -10,6 +10,7 @@ from torch import nn
 
 from openmai.base.errors import OpenmaiError
 from openmai.infer.few import FewTokens
+from openmai.infer.vnni import VnniLinear, available
 from openmai.infer.weights import GROUP, HalfLinear, Int4Linear, Int8Linear, Joint, MklLinear, OneDnnLinear, PackedNorm
 from openmai.model.attention import Attention, LatentAttention
 from openmai.model.layers import FeedForward
@@ -37,7 +38,8 @@ def pack(model: Transformer, kind: str = "") -> Transformer:
     full = fp32_form()
     if not kind and full is nn.Linear:
         return model
-    forms: dict[str, type[nn.Module]] = {"": full, "fp16": HalfLinear, "int8": Int8Linear, "int4": Int4Linear}
+    eight = VnniLinear if available() else Int8Linear
+    forms: dict[str, type[nn.Module]] = {"": full, "fp16": HalfLinear, "int8": eight, "int4": Int4Linear}
     kept = {id(module.kv_up) for module in model.modules() if isinstance(module, LatentAttention)}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(fbgemm|torch.quantize)", UserWarning)  # deprecated; pyproject.toml holds the version of PyTorch

@@ -6,6 +6,8 @@ All are in this file because numba, deciding whether to compile anew, looks only
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numba
@@ -35,9 +37,26 @@ def compiles(x: Tensor) -> bool:
     return plain and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
-def use_threads(size: int) -> None:
-    """Let the next compiled step use PyTorch's number of threads, or one if it is about few numbers."""
-    numba.set_num_threads(min(torch.get_num_threads(), THREADS) if size >= MANY else 1)
+def compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """Compile a function, whose outer loop is a `prange`, for one thread and for as many as PyTorch has.
+
+    The result takes the number of numbers it is about first, and chooses by it.
+
+    A step of a single thread stays out of OpenMP: a team of one makes OpenMP end the threads of the larger one, and start them anew.
+    """
+    twin = FunctionType(function.__code__, function.__globals__, function.__name__ + "_threads")
+    twin.__qualname__, twin.__module__ = twin.__name__, function.__module__  # by which the compiled code is kept
+    alone, together = njit(**ALONE)(function), njit(parallel=True, **ALONE)(twin)
+
+    def run(size: int, *arguments: object) -> None:
+        threads = min(torch.get_num_threads(), THREADS)
+        if size < MANY or threads == 1:
+            alone(*arguments)
+        else:
+            numba.set_num_threads(threads)
+            together(*arguments)
+
+    return run
 
 
 def exp(x):  # type: ignore[no-untyped-def]
@@ -85,12 +104,11 @@ def _store(pool, blocks, offsets, new):  # type: ignore[no-untyped-def]
 def turn(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
     """Return `x_BTHK` with the pairs (i, i + R/2) of the first R values of each head rotated; tables (B or 1, T, 1, R/2)."""
     turned = torch.empty(x_BTHK.shape, dtype=x_BTHK.dtype)
-    use_threads(x_BTHK.numel())
-    _turn(x_BTHK.numpy(), turned.numpy(), cos_BT1K.type_as(turned).numpy(), sin_BT1K.type_as(turned).numpy())
+    _turn(turned.numel(), x_BTHK.numpy(), turned.numpy(), cos_BT1K.type_as(turned).numpy(), sin_BT1K.type_as(turned).numpy())
     return turned
 
 
-@njit(parallel=True, **ALONE)
+@compiled
 def _turn(x, turned, cos, sin):  # type: ignore[no-untyped-def]
     half = cos.shape[3]
     for t in prange(x.shape[1]):
@@ -113,12 +131,11 @@ def normalize(x_ND: Array, scale_D: Array, eps: float, added_ND: Array | None = 
     """Return the sum of `x_ND` and `added_ND` (or `x_ND` itself), and its rows divided by their root mean square, times the weights."""
     total = x_ND if added_ND is None else np.empty_like(x_ND)
     y = np.empty_like(x_ND)
-    use_threads(x_ND.size)
-    _normalize(x_ND, x_ND if added_ND is None else added_ND, total, y, scale_D, x_ND.dtype.type(eps), added_ND is not None)
+    _normalize(y.size, x_ND, x_ND if added_ND is None else added_ND, total, y, scale_D, x_ND.dtype.type(eps), added_ND is not None)
     return total, y
 
 
-@njit(parallel=True, **ALONE)
+@compiled
 def _normalize(x, added, total, y, scale, eps, adds):  # type: ignore[no-untyped-def]
     for row in prange(x.shape[0]):
         if adds:
@@ -140,30 +157,33 @@ def _normalize_row(x, y, scale, eps):  # type: ignore[no-untyped-def]
 def gate(gate_NF: Array, up_NF: Array) -> Array:
     """Return silu(gate) * up."""
     y = np.empty(gate_NF.shape, gate_NF.dtype)
-    use_threads(y.size)
-    _gate(gate_NF, up_NF, y)
+    _gate(y.size, gate_NF, up_NF, y)
     return y
 
 
-@njit(parallel=True, **ALONE)
+@compiled
 def _gate(gates, ups, y):  # type: ignore[no-untyped-def]
-    one = y.dtype.type(1)
     for row in prange(y.shape[0]):
-        for column in range(y.shape[1]):
-            x = gates[row, column]
-            small = exp(-abs(x))
-            y[row, column] = x * (one if x >= 0 else small) / (one + small) * ups[row, column]
+        _gate_row(gates[row].copy(), ups[row].copy(), y[row])  # copies, that the compiler sees numbers side by side
+
+
+@njit(**ALONE)
+def _gate_row(gates, ups, y):  # type: ignore[no-untyped-def]
+    one = y.dtype.type(1)
+    for column in range(len(y)):
+        x = gates[column]
+        small = exp(-abs(x))
+        y[column] = x * (one if x >= 0 else small) / (one + small) * ups[column]
 
 
 def to_range(x_ND: Array) -> tuple[Array, Array]:
     """Return `x_ND` with each row divided by its greatest magnitude, and these (N, 1)."""
     scaled, top = np.empty_like(x_ND), np.empty((len(x_ND), 1), x_ND.dtype)
-    use_threads(x_ND.size)
-    _to_range(x_ND, scaled, top)
+    _to_range(x_ND.size, x_ND, scaled, top)
     return scaled, top
 
 
-@njit(parallel=True, **ALONE)
+@compiled
 def _to_range(x, scaled, top):  # type: ignore[no-untyped-def]
     for row in prange(x.shape[0]):
         most = x.dtype.type(1e-30)
@@ -234,10 +254,10 @@ def attend_few(
     out = np.empty((*q.shape[:2], values.shape[-1]), q.dtype)
     nothing = np.empty(0, q.dtype)
     kind = q.dtype.type
-    use_threads(q.size * batch.tables_BM.shape[1] * batch.cache.block)
     _attend(
-        out, q, keys.numpy(), keys.numpy() if batch.cache.config.mla else values.numpy(), batch.tables_BM.numpy(), batch.row_N.numpy(),
-        batch.seen_N.numpy(), np.int64(window or 1 << 62), kind(scale), kind(softcap or 0),
+        q.size * batch.tables_BM.shape[1] * batch.cache.block,
+        out, q, keys.numpy(), keys.numpy() if batch.cache.config.mla else values.numpy(),
+        batch.tables_BM.numpy(), batch.row_N.numpy(), batch.seen_N.numpy(), np.int64(window or 1 << 62), kind(scale), kind(softcap or 0),
         nothing if sinks_H is None else sinks_H.detach().to(q_NHK.dtype).numpy(),
         nothing if slopes_H is None else slopes_H.to(q_NHK.dtype).numpy(),
     )  # fmt: skip
@@ -258,7 +278,7 @@ def _prefetch(_context, row):  # type: ignore[no-untyped-def]
     return types.void(row), generate
 
 
-@njit(parallel=True, **ALONE)
+@compiled
 def _attend(  # type: ignore[no-untyped-def]
     out, q, keys, values, tables, row_N, seen_N, window, scale, softcap, sinks, slopes
 ):
