@@ -9,6 +9,7 @@ from torch import Tensor
 
 from openmai.base.errors import OpenmaiError
 from openmai.infer.request import ContextLengthError
+from openmai.model.cpu import end_threads
 from openmai.model.transformer import Transformer
 
 
@@ -26,4 +27,5 @@ def embed(model: Transformer, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
             raise ContextLengthError(f"input: {len(ids)} tokens; the context holds {model.config.context}")
         x_1TD = model.stream(torch.tensor([list(ids)], device=model.embedding.weight.device))
         vectors.append(torch.nn.functional.normalize(model.norm(x_1TD)[0].float().mean(dim=0), dim=0).cpu())
+    end_threads()  # a server's threads come and go, the engine's are to stay awake
     return vectors

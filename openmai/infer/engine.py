@@ -33,6 +33,7 @@ from openmai.infer.request import Completion, ContextLengthError, Delivery, Fini
 from openmai.infer.sampling import Sampler, measure
 from openmai.infer.text import TextStream
 from openmai.model.cache import FEW, PagedCache, batch_of
+from openmai.model.cpu import end_threads
 from openmai.model.transformer import Transformer
 from openmai.tokenizer.tokenizer import Tokenizer
 
@@ -169,6 +170,7 @@ class Engine:
         return max(per_row, min(self.config.rows * per_row, memory // 4 // size))
 
     def __enter__(self) -> Engine:
+        end_threads()  # the loop's own thread will have others
         self._thread = threading.Thread(target=self._run, name="openmai-engine", daemon=True)
         self._thread.start()
         return self

@@ -5,8 +5,10 @@ All are in this file because numba, deciding whether to compile anew, looks only
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +59,16 @@ def compiled(function: Callable[..., None]) -> Callable[..., None]:
             together(*arguments)
 
     return run
+
+
+def end_threads() -> None:
+    """End the threads that OpenMP keeps for the calling thread; it starts new ones when they are wanted.
+
+    It keeps some for each thread that has computed. Where these are more than processors, all of them sleep between steps rather than wait,
+    and waking them takes as long as a step of one token in 8 bits.
+    """
+    with suppress(OSError, AttributeError):  # another OpenMP than GCC's
+        ctypes.CDLL("libgomp.so.1").omp_pause_resource_all(1)
 
 
 def exp(x):  # type: ignore[no-untyped-def]
