@@ -144,7 +144,7 @@ def contenders(work: Path, threads: int, rows: int) -> list[Contender]:
 @contextmanager
 def running(contender: Contender, threads: int) -> Iterator[tuple[str, int]]:
     """Start a server; yields its address and process id."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(contender.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     assert process.stdout is not None
     address = ""
