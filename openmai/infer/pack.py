@@ -31,14 +31,14 @@ def pack(model: Transformer, kind: str = "") -> Transformer:
                 f"weights={kind}: for models in fp32 on a CPU, this one is {weight.dtype} on {weight.device.type}; leave it out"
             )
         return model
-    if kind in ("fp16", "int8") and "fbgemm" not in torch.backends.quantized.supported_engines:
-        raise OpenmaiError(f"weights={kind}: this PyTorch has no fbgemm, which is for x86 processors; leave it out")
-    if kind == "int8":
+    eight = VnniLinear if available() else Int8Linear
+    if kind == "fp16" or (kind == "int8" and eight is Int8Linear):
+        if "fbgemm" not in torch.backends.quantized.supported_engines:
+            raise OpenmaiError(f"weights={kind}: this PyTorch has no fbgemm, which is for x86 processors; leave it out")
         torch.backends.quantized.engine = "fbgemm"
     full = fp32_form()
     if not kind and full is nn.Linear:
         return model
-    eight = VnniLinear if available() else Int8Linear
     forms: dict[str, type[nn.Module]] = {"": full, "fp16": HalfLinear, "int8": eight, "int4": Int4Linear}
     kept = {id(module.kv_up) for module in model.modules() if isinstance(module, LatentAttention)}
     with warnings.catch_warnings():

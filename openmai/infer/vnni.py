@@ -145,8 +145,7 @@ def _add_up(_context, rows, share, half, x, row, packed, block, sums):  # type: 
         w_start = builder.gep(builder.bitcast(weights.data, pointer), [builder.mul(args[6], builder.mul(depth, step))])
         lines = share.literal_value
         after = builder.gep(w_start, [builder.mul(depth, builder.add(step, builder.mul(args[2], size(64))))])
-        old = binding.llvm_version_info[0] < 22
-        operand = vector if old else ir.VectorType(byte, 64)
+        operand = vector if binding.llvm_version_info[0] < 22 else ir.VectorType(byte, 64)  # LLVM's name for it is the same
         multiply = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(vector, [vector, operand, operand]), "llvm.x86.avx512.vpdpbusd.512"
         )
