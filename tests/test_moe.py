@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import assert_near
 from test_model import BASE, EXPERTS, make, tokens
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -79,11 +80,11 @@ def test_a_mixture_equals_a_loop_over_tokens(score: str, changes: dict[str, Any]
     x = torch.randn(2, 7, 32)
     found, _ = mixture(x)
     expected = torch.stack([mix_plainly(mixture, token) for token in x.flatten(0, 1)]).view_as(x)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert_near(found, expected)
     probe = torch.randn_like(x)
     gradients = [torch.autograd.grad((y * probe).sum(), list(mixture.parameters()), retain_graph=True) for y in (found, expected)]
     for fast, plain in zip(*gradients, strict=True):
-        torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
+        assert_near(fast, plain)
 
 
 EXPERT_KINDS: dict[str, dict[str, Any]] = {

@@ -2,4 +2,4 @@
 
 from openmai.base.verb import Verb
 
-VERBS = {"": Verb("openmai.serve.config:ServeConfig", "openmai.serve.server:serve", "OpenAI-style API and chat page")}
+VERBS = {"": Verb("openmai.serve.config:ServeConfig", "openmai.serve.start:start", "OpenAI-style API and chat page")}
