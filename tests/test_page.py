@@ -179,7 +179,7 @@ def test_sampling_controls_are_sent_and_kept(page) -> None:  # type: ignore[no-u
     page.get_by_label("Seed (empty: random)").fill("11")
     page.get_by_label("Appearance").select_option("dark")
     page.get_by_role("button", name="Done").click()
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(25, 25, 24)"
+    page.wait_for_function("getComputedStyle(document.body).backgroundColor === 'rgb(25, 25, 24)'")
     with page.expect_request("**/chat/completions") as sent:
         ask(page, "hello")
     body = sent.value.post_data_json
