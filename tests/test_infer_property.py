@@ -142,7 +142,7 @@ def test_greedy_is_plain_generation(name: str, setting: str, models: dict[str, T
         for (prompt, max_tokens), (ids, _) in zip(drawn, answers, strict=True):
             check(model, tokenizer, prompt, max_tokens, ids)
         assert setting != "crowded" or seed or engine.stats.preemptions > 0
-        assert setting != "roomy" or engine.stats.reused > 0
+        assert setting != "roomy" or seed or engine.stats.reused > 0
         assert config.speculate != "draft" or engine.stats.kept > 0
 
 
