@@ -137,12 +137,15 @@ def test_greedy_is_plain_generation(name: str, setting: str, models: dict[str, T
                     ids.extend(increment.id for increment in itertools.islice(increments, 3))
             for ids, increments in answers:
                 ids.extend(increment.id for increment in increments)
+            if setting == "roomy":  # whether the others met a common beginning is a matter of time
+                drawn.append((max(drawn, key=lambda pair: len(pair[0]))[0], 1))
+                answers.append((engine.submit(drawn[-1][0], Sampling(max_tokens=1, temperature=0)).result().ids, iter(())))
             assert engine.load() == (0, 0)
             assert engine.pool.available == engine.stats.blocks
         for (prompt, max_tokens), (ids, _) in zip(drawn, answers, strict=True):
             check(model, tokenizer, prompt, max_tokens, ids)
         assert setting != "crowded" or seed or engine.stats.preemptions > 0
-        assert setting != "roomy" or seed or engine.stats.reused > 0
+        assert setting != "roomy" or engine.stats.reused > 0
         assert config.speculate != "draft" or engine.stats.kept > 0
 
 

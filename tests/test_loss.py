@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_near
 from test_model import BASE, make, tokens
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -59,8 +59,9 @@ def test_losses_equal_those_of_whole_logits(head: str, rows_at_once: int, monkey
     expected, found = whole(model, ids, targets), token_nats(model, ids, targets)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert not found[targets == IGNORE].any()
-    for fast, plain in zip(*(gradients(model, (nats * weights).sum()).values() for nats in (found, expected)), strict=True):
-        assert_near(fast, plain)
+    exact = copy.deepcopy(model).double()  # in fp32 a processor's order of sums moves the last bits of gradients by as much
+    fast, plain = (gradients(exact, (nats(exact, ids, targets) * weights).sum()) for nats in (token_nats, whole))
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-5)
     summed, none = summed_nats(model, ids, targets)
     assert none is None
     expected = whole(model, ids, targets).sum()

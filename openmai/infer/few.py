@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from openmai.infer.weights import Joint, PackedNorm
 from openmai.model.attention import Attention, Context
 from openmai.model.cpu import attend_few, gate, normalize, take_heads
-from openmai.model.layers import FeedForward
+from openmai.model.layers import FeedForward, is_swiglu
 from openmai.model.moe import MoE
 from openmai.model.transformer import Block
 
@@ -29,8 +29,7 @@ class FewTokens:
         heads = [norm for norm in (attention.q_norm, attention.k_norm) if isinstance(norm, PackedNorm)] if config.qk_norm else []
         self.norms = np.stack([norm.scale.numpy() for norm in heads]) if heads else _NOTHING[0, 0]
         self.eps = heads[0].eps if heads else 0.0
-        self.fuses = isinstance(mlp, FeedForward) and mlp.joint is not None and config.activation == "silu"
-        self.fuses = self.fuses and not config.glu_limit and not config.glu_offset
+        self.fuses = isinstance(mlp, FeedForward) and mlp.joint is not None and is_swiglu(config)
 
     @staticmethod
     def fits(block: Block) -> bool:

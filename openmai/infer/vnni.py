@@ -15,7 +15,7 @@ from numba.core.errors import NumbaTypeError
 from numba.extending import intrinsic
 from torch import Tensor, nn
 
-from openmai.model.cpu import ALONE, compiled
+from openmai.model.cpu import ALONE, compiled, prefetch
 
 WIDE = 32  # outputs computed side by side: two registers of 16
 
@@ -149,9 +149,6 @@ def _add_up(_context, rows, share, half, x, row, packed, block, sums):  # type: 
         multiply = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(vector, [vector, operand, operand]), "llvm.x86.avx512.vpdpbusd.512"
         )
-        prefetch = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [pointer, number, number, number]), "llvm.prefetch.p0"
-        )
         totals = [[cgutils.alloca_once_value(builder, vector(None)) for _ in range(halves)] for _ in range(count)]
         for line in totals:
             for total in line:
@@ -160,7 +157,7 @@ def _add_up(_context, rows, share, half, x, row, packed, block, sums):  # type: 
             at = builder.gep(w_start, [builder.mul(loop.index, step)])
             for line in range(lines):
                 place = builder.gep(after, [builder.mul(loop.index, size(64 * lines))])
-                builder.call(prefetch, [builder.gep(place, [size(64 * line)]), number(0), number(2), number(1)])
+                prefetch(builder, builder.gep(place, [size(64 * line)]))
             parts = []
             for half in range(halves):
                 place = builder.gep(at, [size(64 * half)])

@@ -152,7 +152,7 @@ class Attention(nn.Module):
         self.k = nn.Linear(config.width, groups * head, bias=config.qkv_bias)
         self.v = nn.Linear(config.width, groups * head, bias=config.qkv_bias)
         self.o = nn.Linear(heads * head, config.width, bias=config.o_bias)
-        self.joint: nn.Module | None = None  # computes q, k and v as one product; set by infer/weights.py
+        self.joint: nn.Module | None = None  # computes q, k and v as one product; set by infer/pack.py
         if config.qk_norm:
             together = config.qk_norm_span == "all"
             self.q_norm = make_norm(config, heads * head if together else head)

@@ -42,9 +42,8 @@ def compiles(x: Tensor) -> bool:
 def compiled(function: Callable[..., None]) -> Callable[..., None]:
     """Compile a function, whose outer loop is a `prange`, for one thread and for as many as PyTorch has.
 
-    The result takes the number of numbers it is about first, and chooses by it.
-
-    A step of a single thread stays out of OpenMP: a team of one makes OpenMP end the threads of the larger one, and start them anew.
+    The result takes the number of numbers it is about first, and chooses by it. A step of a single thread stays out of OpenMP: a team of
+    one makes OpenMP end the threads of the larger one, and start them anew.
     """
     twin = FunctionType(function.__code__, function.__globals__, function.__name__ + "_threads")
     twin.__qualname__, twin.__module__ = twin.__name__, function.__module__  # by which the compiled code is kept
@@ -276,16 +275,20 @@ def attend_few(
     return torch.from_numpy(out)
 
 
+def prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
+    """Emit the request for the cache line at an address: to be read, into the second cache."""
+    number = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [address, number(0), number(2), number(1)])
+
+
 @intrinsic
 def _prefetch(_context, row):  # type: ignore[no-untyped-def]
     """Ask for the beginning of an array before it is needed: where pages end the processor foresees nothing."""
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        number, pointer = ir.IntType(32), ir.PointerType(ir.IntType(8))
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        data = builder.bitcast(context.make_array(row)(context, builder, args[0]).data, pointer)
-        builder.call(function, [data, number(0), number(2), number(1)])  # to be read, into the second cache, data
+        prefetch(builder, builder.bitcast(context.make_array(row)(context, builder, args[0]).data, ir.PointerType(ir.IntType(8))))
 
     return types.void(row), generate
 

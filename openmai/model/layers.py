@@ -45,9 +45,14 @@ def activate(config: ModelConfig, x: Tensor) -> Tensor:
             return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
+def is_swiglu(config: ModelConfig) -> bool:
+    """Tell whether a gated feed-forward is silu(gate) * up and nothing else."""
+    return config.activation == "silu" and not config.glu_limit and not config.glu_offset
+
+
 def activate_gated(config: ModelConfig, gate: Tensor, up: Tensor) -> Tensor:
     """Return act(gate) * up, clamped and shifted as configured."""
-    if config.activation == "silu" and not config.glu_limit and not config.glu_offset and compiles(gate) and gate.ndim > 1:
+    if is_swiglu(config) and compiles(gate) and gate.ndim > 1:
         y = cpu.gate(gate.flatten(0, -2).numpy(), up.flatten(0, -2).numpy())
         return torch.from_numpy(y).view(gate.shape)
     if config.glu_limit:
@@ -70,7 +75,7 @@ class FeedForward(nn.Module):
             self.gate = nn.Linear(config.width, hidden, bias=config.mlp_bias)
         self.up = nn.Linear(config.width, hidden, bias=config.mlp_bias)
         self.down = nn.Linear(hidden, config.width, bias=config.mlp_bias)
-        self.joint: nn.Module | None = None  # computes up and gate as one product; set by infer/weights.py
+        self.joint: nn.Module | None = None  # computes up and gate as one product; set by infer/pack.py
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         if not self.config.gated:

@@ -50,7 +50,7 @@ class Block(nn.Module):
         self.mlp_norm = make_norm(config, config.width) if before and not config.parallel else nn.Identity()
         self.mlp = MoE(config) if config.is_moe(layer) else FeedForward(config, config.ffn_width)
         self.mlp_after = make_norm(config, config.width) if after else nn.Identity()
-        self.few: Callable[[Tensor, Context], Tensor] | None = None  # computes passes of few tokens on a CPU; set by infer/weights.py
+        self.few: Callable[[Tensor, Context], Tensor] | None = None  # computes passes of few tokens on a CPU; set by infer/pack.py
 
     def forward(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Routing | None]:
         """Return the stream after this layer and, of a mixture, what balancing needs."""
