@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openmai.model import cpu, layers, rope
+from openmai.cpu import steps
+from openmai.cpu.compile import compiles
+from openmai.model import layers, rope
 from openmai.model.attention import attend
 from openmai.model.cache import Batch, PagedCache, batch_of
 from openmai.model.config import ModelConfig
@@ -59,7 +61,7 @@ def test_attention_of_few_tokens(
     sinks_H = torch.randn(6, dtype=dtype) * 10 if sinks else None
     slopes_H = alibi_slopes(6) if slopes else None
     with torch.no_grad():
-        found = cpu.attend_few(batch, 0, q_NHK, window, 0.3, softcap, sinks_H, slopes_H)
+        found = batch.attend_few(0, q_NHK, window, 0.3, softcap, sinks_H, slopes_H)
         k, v = batch.read_few(0)
         mask = batch.mask(None, window, slopes_H)
         expected = attend(q_NHK[:, None], k, v, mask, 0.3, softcap, sinks_H)[:, 0]
@@ -70,9 +72,9 @@ def test_a_token_does_not_depend_on_its_neighbours() -> None:
     batch = cache_of(torch.float32, [(40, 1), (200, 3), (7, 1)], 16)
     q_NHK = torch.randn(5, 6, 24)
     with torch.no_grad():
-        whole = cpu.attend_few(batch, 0, q_NHK, None, 0.2, None, None, None)
+        whole = batch.attend_few(0, q_NHK, None, 0.2, None, None, None)
         batch.row_N, batch.seen_N = batch.row_N[1:2], batch.seen_N[1:2]
-        assert torch.equal(cpu.attend_few(batch, 0, q_NHK[1:2], None, 0.2, None, None, None)[0], whole[1])
+        assert torch.equal(batch.attend_few(0, q_NHK[1:2], None, 0.2, None, None, None)[0], whole[1])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -81,10 +83,10 @@ def test_rotations(dtype: torch.dtype, batch: int, length: int, heads: int, turn
     x = torch.randn(batch, length, heads, 32, dtype=dtype)[..., :16]  # a view, as a split gives it
     angles = torch.rand(1, length, 1, turned // 2, dtype=dtype) * 100
     table = angles.cos(), angles.sin()
-    assert not cpu.compiles(x)  # gradients may be wanted
+    assert not compiles(x)  # gradients may be wanted
     expected = rope.rotate(x.float(), (table[0].float(), table[1].float()))
     with torch.no_grad():
-        assert cpu.compiles(x)
+        assert compiles(x)
         assert off(rope.rotate(x, table).float(), expected) < 1e-6
 
 
@@ -99,11 +101,11 @@ def test_gates_and_norms(dtype: torch.dtype, rows: int) -> None:
     with torch.no_grad():
         assert off(layers.activate_gated(config, gate, up), expected) < TOLERANCE[dtype]
     x, added, scale = torch.randn(rows, 80, dtype=dtype), torch.randn(rows, 80, dtype=dtype), torch.rand(80, dtype=dtype)
-    total, normed = cpu.normalize(x.numpy(), scale.numpy(), 1e-5, added.numpy())
+    total, normed = steps.normalize(x.numpy(), scale.numpy(), 1e-5, added.numpy())
     assert np.array_equal(total, (x + added).numpy())
     assert off(torch.from_numpy(normed), F.rms_norm(x + added, (80,), scale, 1e-5)) < TOLERANCE[dtype]
     alone = x.numpy()
-    same, normed = cpu.normalize(alone, scale.numpy(), 1e-5)
+    same, normed = steps.normalize(alone, scale.numpy(), 1e-5)
     assert same is alone
     assert off(torch.from_numpy(normed), F.rms_norm(x, (80,), scale, 1e-5)) < TOLERANCE[dtype]
 
@@ -111,7 +113,7 @@ def test_gates_and_norms(dtype: torch.dtype, rows: int) -> None:
 def test_rows_brought_to_range() -> None:
     x = torch.randn(7, 33) * torch.logspace(-6, 6, 7)[:, None]
     x[3] = 0
-    scaled, top = cpu.to_range(x.numpy())
+    scaled, top = steps.to_range(x.numpy())
     assert np.abs(scaled).max() <= 1
     assert np.allclose(scaled * top, x.numpy(), rtol=1e-6)
 
@@ -119,7 +121,7 @@ def test_rows_brought_to_range() -> None:
 def test_what_is_traced_or_divided_is_left_to_pytorch() -> None:
     x = torch.zeros(1, 2, 2, 8)
     with torch.no_grad():
-        assert cpu.compiles(x)
-        assert not cpu.compiles(x.bfloat16())
-        assert not cpu.compiles(x.to("meta"))
-        assert not cpu.compiles(torch.nn.Parameter(x))  # not a plain tensor
+        assert compiles(x)
+        assert not compiles(x.bfloat16())
+        assert not compiles(x.to("meta"))
+        assert not compiles(torch.nn.Parameter(x))  # not a plain tensor

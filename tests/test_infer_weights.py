@@ -11,11 +11,13 @@ from conftest import randomize
 from torch import nn
 
 from openmai.base.errors import OpenmaiError
+from openmai.cpu.products import has_avx512
+from openmai.infer.blocked import Blocked8BitLinear, BlockedLinear
 from openmai.infer.config import EngineConfig, Sampling
 from openmai.infer.engine import Engine
 from openmai.infer.few import FewTokens
 from openmai.infer.pack import pack
-from openmai.infer.vnni import VnniLinear, available
+from openmai.infer.stack import Stack
 from openmai.infer.weights import HalfLinear, Int4Linear, Int8Linear, MklLinear, OneDnnLinear, reference
 from openmai.model.cache import PagedCache, batch_of
 from openmai.model.config import MLAConfig, ModelConfig, MoEConfig
@@ -23,7 +25,12 @@ from openmai.model.transformer import Transformer
 from openmai.tokenizer.tokenizer import Tokenizer
 
 FORMS = {"mkl": MklLinear, "onednn": OneDnnLinear, "fp16": HalfLinear, "int8": Int8Linear, "int4": Int4Linear}
-EIGHT_BITS = [Int8Linear, *([VnniLinear] if available() else [])]
+EACH_ALONE = [Int8Linear]
+if has_avx512():
+    FORMS |= {"blocked": BlockedLinear}
+    EACH_ALONE += [BlockedLinear]
+if has_avx512("vnni"):
+    EACH_ALONE += [Blocked8BitLinear]
 KINDS = ("", "fp16", "int8", "int4")
 pytestmark = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="these kernels are for x86")
 
@@ -44,14 +51,14 @@ def test_a_packed_layer_computes_what_its_twin_does(kind: str, bias: bool) -> No
             assert (found - linear(x)).norm() / expected.norm() < {"fp16": 1e-3, "int8": 0.02, "int4": 0.12}.get(kind, 1e-5)
 
 
-@pytest.mark.skipif(not available(), reason="this processor has no AVX-512 VNNI")
+@pytest.mark.skipif(not has_avx512("vnni"), reason="this processor has no AVX-512 VNNI")
 @pytest.mark.parametrize(("inputs", "outputs", "bias"), [(128, 64, False), (130, 70, True), (1, 1, True), (515, 33, False)])
 def test_the_compiled_product_in_int8_is_exact(inputs: int, outputs: int, bias: bool) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(inputs, outputs, bias=bias)
     linear.weight.data = torch.randint(-127, 128, (outputs, inputs)).float()
     linear.weight.data[:, 0] = 127  # so that scales are 1, and rounding changes nothing
-    packed = VnniLinear(linear)
+    packed = Blocked8BitLinear(linear)
     for rows in (1, 2, 3, 7, 8, 13, 16, 31, 700):
         x = torch.randint(-127, 128, (rows, inputs)).float()
         x[:, 0] = -127
@@ -60,8 +67,8 @@ def test_the_compiled_product_in_int8_is_exact(inputs: int, outputs: int, bias: 
             assert torch.allclose(packed(x), expected, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("form", EIGHT_BITS)
-def test_a_token_in_int8_does_not_depend_on_its_batch(form: type[nn.Module]) -> None:
+@pytest.mark.parametrize("form", EACH_ALONE)
+def test_a_token_does_not_depend_on_its_batch(form: type[nn.Module]) -> None:
     torch.backends.quantized.engine = "fbgemm"
     packed, x = form(nn.Linear(96, 80)), torch.randn(21, 96) * torch.logspace(-3, 3, 21)[:, None]
     with torch.inference_mode():
@@ -119,21 +126,27 @@ def test_few_tokens_get_what_the_block_itself_gives(change: dict[str, object], k
     quick = [block.few for block in model.blocks]
     assert all(isinstance(few, FewTokens) for few in quick)
 
-    def run(fewer: bool) -> list[torch.Tensor]:
+    stack = model.few
+    assert isinstance(stack, Stack) == (has_avx512() and kind in ("", "int8") and not {"moe", "gated"} & change.keys())
+
+    def run(whole: bool, fewer: bool) -> list[torch.Tensor]:
+        model.few = stack if whole else None
         for block, few in zip(model.blocks, quick, strict=True):
             block.few = few if fewer else None
         cache = PagedCache(model.config, 12)
         streams = []
         for new, start in (([5, 9, 30], 0), ([7], 3), ([8, 2], 4), ([60], 6), ([11], 7)):
-            rows = [(new, start, [3, 7], [1] if start else []), ([token + 20 for token in new], start, [4, 0], [1] if start else [])]
+            last = [1] if start else []
+            rows = [([(token + 20 * row) % 96 for token in new], start, [2 * row, 2 * row + 1], last) for row in range(5)]
             batch = batch_of(cache, 64, rows)
             with torch.inference_mode():
                 streams.append(model.stream(batch.ids_1N, batch.positions_1N, batch))
         return [*streams, cache.keys, cache.values]
 
     with torch.inference_mode():
-        for found, expected in zip(run(True), run(False), strict=True):
-            assert (found - expected).norm() / expected.norm() < (5e-3 if kind in ("int4", "int8") else 1e-5)  # roundings may tip over
+        for ways in [(False, True)] + [(True, False)] * (stack is not None):
+            for found, expected in zip(run(*ways), run(False, False), strict=True):
+                assert (found - expected).norm() / expected.norm() < (5e-3 if kind in ("int4", "int8") else 1e-5)  # roundings may tip over
 
 
 def test_what_cannot_be_packed_is_refused() -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from openmai.base.errors import OpenmaiError
+from openmai.cpu.compile import end_threads
 from openmai.infer.request import ContextLengthError
-from openmai.model.cpu import end_threads
 from openmai.model.transformer import Transformer
 
 

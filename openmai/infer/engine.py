@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from openmai.base.errors import OpenmaiError
+from openmai.cpu.compile import end_threads
 from openmai.infer.adapters import Adapters
 from openmai.infer.blocks import BlockPool, chain
 from openmai.infer.config import EngineConfig, Sampling
@@ -33,7 +34,6 @@ from openmai.infer.request import Completion, ContextLengthError, Delivery, Fini
 from openmai.infer.sampling import Sampler, measure
 from openmai.infer.text import TextStream
 from openmai.model.cache import FEW, PagedCache, batch_of
-from openmai.model.cpu import end_threads
 from openmai.model.transformer import Transformer
 from openmai.tokenizer.tokenizer import Tokenizer
 

@@ -9,8 +9,11 @@ from llvmlite.binding import get_host_cpu_name
 from torch import nn
 
 from openmai.base.errors import OpenmaiError
+from openmai.cpu.memory import Arena
+from openmai.cpu.products import has_avx512
+from openmai.infer.blocked import Blocked8BitLinear, BlockedLinear
 from openmai.infer.few import FewTokens
-from openmai.infer.vnni import VnniLinear, available
+from openmai.infer.stack import Stack
 from openmai.infer.weights import GROUP, HalfLinear, Int4Linear, Int8Linear, Joint, MklLinear, OneDnnLinear, PackedNorm
 from openmai.model.attention import Attention, LatentAttention
 from openmai.model.layers import FeedForward
@@ -31,7 +34,7 @@ def pack(model: Transformer, kind: str = "") -> Transformer:
                 f"weights={kind}: for models in fp32 on a CPU, this one is {weight.dtype} on {weight.device.type}; leave it out"
             )
         return model
-    eight = VnniLinear if available() else Int8Linear
+    eight = Blocked8BitLinear if has_avx512("vnni") else Int8Linear
     if kind == "fp16" or (kind == "int8" and eight is Int8Linear):
         if "fbgemm" not in torch.backends.quantized.supported_engines:
             raise OpenmaiError(f"weights={kind}: this PyTorch has no fbgemm, which is for x86 processors; leave it out")
@@ -40,6 +43,7 @@ def pack(model: Transformer, kind: str = "") -> Transformer:
     if not kind and full is nn.Linear:
         return model
     forms: dict[str, type[nn.Module]] = {"": full, "fp16": HalfLinear, "int8": eight, "int4": Int4Linear}
+    arena = Arena()
     kept = {id(module.kv_up) for module in model.modules() if isinstance(module, LatentAttention)}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(fbgemm|torch.quantize)", UserWarning)  # deprecated; pyproject.toml holds the version of PyTorch
@@ -52,20 +56,25 @@ def pack(model: Transformer, kind: str = "") -> Transformer:
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear) and id(child) not in kept:
                     fits = kind != "int4" or (child.in_features % GROUP == 0 and child.out_features % 16 == 0)
-                    setattr(module, name, (forms[kind] if fits else full)(child))
+                    form = forms[kind] if fits else full
+                    setattr(module, name, form(child, arena) if issubclass(form, BlockedLinear) else form(child))
                 elif isinstance(child, nn.RMSNorm):
                     setattr(module, name, PackedNorm(child))
     for module in model.modules():
         if isinstance(module, Block) and FewTokens.fits(module):
             module.few = FewTokens(module)
+    if Stack.fits(model):
+        model.few = Stack(model)
     return model
 
 
 def fp32_form() -> type[nn.Module]:
-    """Return the form for matrices in fp32 that is fastest on this processor, the same at each start: MKL's on Intel, oneDNN's on AMD.
+    """Return the form for matrices in fp32 that is fastest on this processor, the same at each start: ours with AVX-512, else a library's.
 
-    On AMD MKL takes 1.5 times as long for a row and nearly three times for 16 (docs/LOG.md).
+    On AMD MKL takes 1.5 times as long as oneDNN for a row and nearly three times for 16 (docs/LOG.md).
     """
+    if has_avx512():
+        return BlockedLinear
     if get_host_cpu_name().startswith("zn") and torch.backends.mkldnn.is_available():
         return OneDnnLinear
     return MklLinear if torch.backends.mkl.is_available() else nn.Linear

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openmai.model.cpu import normalize, to_range
+from openmai.cpu.steps import normalize, to_range
 
 GROUP = 32  # weights that share a scale in int4
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
+from openmai.cpu.compile import compiles
 from openmai.model.cache import Batch, Span
 from openmai.model.config import ModelConfig
-from openmai.model.cpu import attend_few, compiles
 from openmai.model.layers import make_norm, soft_cap
 from openmai.model.mask import Mask
 from openmai.model.rope import Table, rotate
@@ -271,7 +271,7 @@ def _attend_few(module: Attention | LatentAttention, context: Context, q_NHK: Te
     window, slopes_H = context.windows[place.is_global], context.slopes_H
     scale, softcap = config.score_scale, config.attention_softcap
     if compiles(q_NHK):
-        return attend_few(cache, place.layer, q_NHK, window, scale, softcap, sinks_H, slopes_H)
+        return cache.attend_few(place.layer, q_NHK, window, scale, softcap, sinks_H, slopes_H)
     k, v = cache.read_few(place.layer)
     return attend(q_NHK[:, None], k, v, cache.mask(None, window, slopes_H), scale, softcap, sinks_H)[:, 0]
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openmai.model import cpu
+from openmai.cpu import steps
+from openmai.cpu.compile import compiles
 from openmai.model.config import ModelConfig
-from openmai.model.cpu import compiles
 
 
 class OffsetNorm(nn.Module):
@@ -53,7 +53,7 @@ def is_swiglu(config: ModelConfig) -> bool:
 def activate_gated(config: ModelConfig, gate: Tensor, up: Tensor) -> Tensor:
     """Return act(gate) * up, clamped and shifted as configured."""
     if is_swiglu(config) and compiles(gate) and gate.ndim > 1:
-        y = cpu.gate(gate.flatten(0, -2).numpy(), up.flatten(0, -2).numpy())
+        y = steps.gate(gate.flatten(0, -2).numpy(), up.flatten(0, -2).numpy())
         return torch.from_numpy(y).view(gate.shape)
     if config.glu_limit:
         gate, up = gate.clamp(max=config.glu_limit), up.clamp(-config.glu_limit, config.glu_limit)

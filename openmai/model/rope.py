@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from openmai.cpu.compile import compiles
+from openmai.cpu.steps import turn
 from openmai.model.config import ModelConfig, RopeScaling, yarn_growth
-from openmai.model.cpu import compiles, turn
 
 Table = tuple[Tensor, Tensor]
 "cosines and sines, each (B, T, 1, R / 2) in fp32 for R rotated values per head"

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from openmai.cpu.compile import compiles
 from openmai.model.attention import Attention, Context, LatentAttention
 from openmai.model.cache import Batch
 from openmai.model.config import ModelConfig
-from openmai.model.cpu import compiles
 from openmai.model.layers import FeedForward, make_norm, soft_cap
 from openmai.model.mask import alibi_slopes, make_mask
 from openmai.model.moe import MoE, Router, Routing
@@ -106,6 +106,7 @@ class Transformer(nn.Module):
         self.predictors = nn.ModuleList(Predictor(config) for _ in range(config.num_predict))
         self.penalty: Tensor | None = None
         self.compiled = False
+        self.few: Callable[[Tensor, Context], Tensor | None] | None = None  # computes all blocks, for some passes; set by infer/pack.py
         self.span = Span()
         self.heads = slice(None)  # of ALiBi's slopes
         if config.tied_embeddings:
@@ -157,6 +158,8 @@ class Transformer(nn.Module):
     def run(self, carried: Carried, context: Context) -> Carried:
         """Pass the layers that are here; in training, keep the balancing penalty and count the load."""
         x_BTD, first_BTD, middle_BTD = carried
+        if self.few is not None and (passed_BTD := self.few(x_BTD, context)) is not None:
+            return Carried(passed_BTD, first_BTD, middle_BTD)
         routings = []
         for layer, block in self.layers():
             if self.stream_scale_L is not None and self.embedding_scale_L is not None and first_BTD is not None:

@@ -1,0 +1,72 @@
+"""All layers of a pass of few tokens in one compiled call: between the products of one token, calls take longer than what they compute.
+
+While it runs Python is free: a server reads and sends beside it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+
+from openmai.cpu.attention import attend_group
+from openmai.cpu.compile import compiled, inner
+from openmai.cpu.products import OUTPUTS, WIDE, add_products, lay
+from openmai.cpu.steps import divide_heads, gate_row, normalize_row
+
+JOINT, ATTENTION_OUT, UP_GATE, DOWN = range(4)  # the matrices of a layer
+
+
+@compiled
+def run_layers(  # type: ignore[no-untyped-def]
+    x, laid, matrices, norms, eps, head_norms, head_eps, keys, values, blocks, offsets, tables, rows, seen,
+    cos, sin, turns, windows, scale, softcap, sinks, slopes, heads,
+):  # fmt: skip
+    """Pass the stream `x` (N, D) in fp32 through layers, in place; `matrices` (L, 4, ...) describes those of each as products.py does.
+
+    `norms` (L, 2, D), `head_norms` (L, 2, K) or (L, 0, 0), `sinks` (L, H) or (L, 0), `windows` (L) and `turns` (L), which says which of
+    the tables `cos` and `sin` (kinds, N, R / 2) a layer's heads are rotated by. Keys and values are (L, blocks, G, block, K). `laid`, for
+    N rows of the widest input, is of uint32 for matrices in 8 bits.
+    """
+    count, groups, width = len(x), keys.shape[2], keys.shape[4]
+    top, normed = np.empty(count, np.float32), np.empty(x.shape[1], np.float32)
+    joint = np.empty((count, matrices[0, JOINT, OUTPUTS]), np.float32)
+    q, attended = np.empty((count, heads, width), np.float32), np.empty((count, heads, width), np.float32)
+    both = np.empty((count, matrices[0, UP_GATE, OUTPUTS]), np.float32)
+    gated = np.empty((count, both.shape[1] // 2), np.float32)
+    for layer in range(len(matrices)):
+        _lay_normed(x, norms[layer, 0], eps, normed, laid, top)
+        for block in prange(matrices[layer, JOINT, OUTPUTS] // WIDE):
+            add_products(laid, top, matrices[layer, JOINT], np.int64(block), joint, False)
+        turn = turns[layer]
+        divide_heads(joint, q, keys[layer], values[layer], blocks, offsets, cos[turn], sin[turn], head_norms[layer], head_eps)
+        for job in prange(count * groups):
+            n = np.int64(job) // groups
+            attend_group(
+                n, np.int64(job) % groups, attended, q, keys[layer], values[layer], tables[rows[n]], seen[n], windows[layer],
+                scale, softcap, sinks[layer], slopes,
+            )  # fmt: skip
+        for n in range(count):
+            lay(attended[n].reshape(heads * width), n, count, laid, top)
+        for block in prange(matrices[layer, ATTENTION_OUT, OUTPUTS] // WIDE):
+            add_products(laid, top, matrices[layer, ATTENTION_OUT], np.int64(block), x, True)
+        _lay_normed(x, norms[layer, 1], eps, normed, laid, top)
+        half = gated.shape[1] // WIDE
+        for job in prange(half):
+            block = np.int64(job)
+            add_products(laid, top, matrices[layer, UP_GATE], block, both, False)
+            add_products(laid, top, matrices[layer, UP_GATE], block + half, both, False)
+            first = block * WIDE
+            for n in range(count):
+                up, gate = both[n, first : first + WIDE], both[n, gated.shape[1] + first : gated.shape[1] + first + WIDE]
+                gate_row(gate, up, gated[n, first : first + WIDE])
+        for n in range(count):
+            lay(gated[n], n, count, laid, top)
+        for block in prange(matrices[layer, DOWN, OUTPUTS] // WIDE):
+            add_products(laid, top, matrices[layer, DOWN], np.int64(block), x, True)
+
+
+@inner
+def _lay_normed(x, scale, eps, normed, laid, top):  # type: ignore[no-untyped-def]
+    for n in range(len(x)):
+        normalize_row(x[n], normed, scale, eps)
+        lay(normed, n, len(x), laid, top)
