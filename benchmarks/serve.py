@@ -4,8 +4,9 @@ Our server beside llama.cpp's (xllamacpp) and `generate` of transformers: the sa
 same threads, the same prompts of token ids, greedy, a fixed number of tokens. Each contender is a process of its own, so its peak memory
 is known. Servers are asked over HTTP and stream; a client asks again as soon as it has its answer, for as many rounds as `--rounds` says.
 
-fp32 beside fp32, int8 beside Q8_0. What memory bandwidth allows is worked out from a measured sum over a large array. Then what a common
-prefix and guesses bring, and with --load N a storm: N requests of 64 clients of which a third leave in the middle, after which no block
+fp32 beside fp32, int8 beside Q8_0. For one client the last column says how much of what memory bandwidth allows its tokens get once the
+first is there: bytes of all matrices by the time between two tokens, divided by the speed of a sum over a large array, which is measured
+before and after each answer, for on rented machines it changes from second to second. Then what a common prefix and guesses bring, and with --load N a storm: N requests of 64 clients of which a third leave in the middle, after which no block
 may be held and memory must be flat.
 """
 
@@ -18,13 +19,17 @@ import os
 import platform
 import random
 import re
+import selectors
 import signal
+import socket
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +37,8 @@ import httpx
 
 SHAPE = {"num_layers": 12, "width": 768, "num_heads": 12, "num_kv_heads": 4, "ffn_width": 2048, "context": 1024}
 VOCABULARY = 16384
+EVENT = b"data: {"  # each token's
+MATRICES = 88_080_384  # numbers that a token is multiplied by
 
 
 def make(work: Path) -> None:
@@ -108,6 +115,8 @@ def generate_transformers(folder: str, threads: int, prompts: list[list[int]], t
 class Contender:
     name: str
     command: list[str]
+    bits: float = 32
+    "of memory that a number of the matrices takes"
     model: str = "bench"
     extra: dict[str, Any] = field(default_factory=lambda: {"ignore_eos": True})
 
@@ -134,10 +143,10 @@ def contenders(work: Path, threads: int, rows: int) -> list[Contender]:
     return [
         Contender("openmai fp32", ours),
         Contender("llama.cpp fp32", llama("f32")),
-        Contender("openmai fp16", [*ours, "--weights=fp16"]),
-        Contender("openmai int8", [*ours, "--weights=int8"]),
-        Contender("llama.cpp Q8_0", llama("q8_0")),
-        Contender("openmai int4", [*ours, "--weights=int4"]),
+        Contender("openmai fp16", [*ours, "--weights=fp16"], 16),
+        Contender("openmai int8", [*ours, "--weights=int8"], 8),
+        Contender("llama.cpp Q8_0", llama("q8_0"), 8.5),
+        Contender("openmai int4", [*ours, "--weights=int4"], 5),
     ]
 
 
@@ -179,8 +188,8 @@ def cpu_seconds(pid: int) -> float:
 # The clients
 
 
-async def ask(address: str, contender: Contender, prompt: list[int], tokens: int, times: dict[str, list[float]]) -> None:
-    """Ask for one streamed answer, with little more than sockets: what the client takes of two cores the servers do not have."""
+def ask(address: str, contender: Contender, prompt: list[int], tokens: int) -> socket.socket:
+    """Ask for one streamed answer."""
     body = {
         "model": contender.model,
         "prompt": prompt,
@@ -193,34 +202,72 @@ async def ask(address: str, contender: Contender, prompt: list[int], tokens: int
     if "llama" in contender.name:
         body["cache_prompt"] = False
         del body["logit_bias"]
-    began = last = time.monotonic()
-    first = True
     host, port = address.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
     content = json.dumps(body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n"
-    writer.write(head.encode() + b"Connection: close\r\n\r\n" + content)
-    status = await reader.readline()
-    assert b" 200 " in status, status + await reader.read()
-    async for line in reader:
-        if line.startswith(b"data: {"):
-            now = time.monotonic()
-            times["first" if first else "between"].append(now - (began if first else last))
-            first, last = False, now
-    writer.close()
+    connection = socket.create_connection((host, int(port)), timeout=600)
+    connection.sendall(head.encode() + b"Connection: close\r\n\r\n" + content)
+    return connection
 
 
-async def measure(
-    contender: Contender, address: str, clients: int, rounds: int, tokens: int, prompts: list[list[int]]
-) -> dict[str, list[float]]:
+@dataclass
+class _Client:
+    left: list[list[int]]
+    "prompts that have not been sent"
+    last: float = 0
+    "when the last token came, or the prompt was sent"
+    waits_for: str = "first"
+    tail: bytes = b""
+    "the end of what was read, in which an event may have begun"
+
+
+def measure(contender: Contender, address: str, clients: int, rounds: int, tokens: int, prompts: list[list[int]]) -> dict[str, list[float]]:
+    """Let clients ask, each again as soon as it has its answer; they are little more than sockets, for what they take of two cores the
+    servers do not have. Returns the seconds to the first tokens, and those between tokens."""
     times: dict[str, list[float]] = {"first": [], "between": []}
 
-    async def one(number: int) -> None:
-        for turn in range(rounds):
-            await ask(address, contender, prompts[(number * rounds + turn) % len(prompts)], tokens, times)
+    def begin(client: _Client, connections: selectors.BaseSelector) -> None:
+        client.last = time.monotonic()
+        connections.register(ask(address, contender, client.left.pop(0), tokens), selectors.EVENT_READ, client)
 
-    await asyncio.gather(*(one(number) for number in range(clients)))
+    with selectors.DefaultSelector() as connections:
+        for number in range(clients):
+            begin(_Client([prompts[(number * rounds + turn) % len(prompts)] for turn in range(rounds)]), connections)
+        while connections.get_map():
+            for key, _ in connections.select():
+                client: _Client = key.data
+                came, now = key.fileobj.recv(1 << 16), time.monotonic()  # type: ignore[union-attr]
+                assert client.tail or came.startswith(b"HTTP/1.1 200 "), came
+                read = client.tail + came
+                for _ in range(read.count(EVENT)):
+                    times[client.waits_for].append(now - client.last)
+                    client.waits_for, client.last = "between", now
+                client.tail = read[1 - len(EVENT) :]
+                if not came:
+                    connections.unregister(key.fileobj)
+                    key.fileobj.close()  # type: ignore[union-attr]
+                    if client.left:
+                        begin(_Client(client.left), connections)
     return times
+
+
+def measure_alone(
+    contender: Contender, address: str, tokens: int, prompts: list[list[int]], threads: int
+) -> tuple[dict[str, list[float]], float, list[float]]:
+    """Ask for one answer after the other; returns all times, the seconds that answers took, and of each its share of memory's speed."""
+    times: dict[str, list[float]] = {"first": [], "between": []}
+    seconds, shares = 0.0, []
+    before = bandwidth(threads)
+    for prompt in prompts:
+        began = time.monotonic()
+        here = measure(contender, address, 1, 1, tokens, [prompt])
+        seconds += time.monotonic() - began
+        after = bandwidth(threads)
+        shares.append(MATRICES * contender.bits / 8 / statistics.mean(here["between"]) / ((before + after) / 2))
+        before = after
+        for kind, found in here.items():
+            times[kind] += found
+    return times, seconds, shares
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -234,22 +281,28 @@ def make_prompts(count: int, length: int, seed: int = 0) -> list[list[int]]:
 
 
 def compare(options: argparse.Namespace) -> None:
-    print("\n| | clients | tokens/s | CPU ms/token | TTFT p50 | p99 ms | between p50 | p99 ms | peak MB |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    print("\n| | clients | tokens/s | CPU ms/token | TTFT p50 | p99 ms | between p50 | p99 ms | peak MB | of memory |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for contender in contenders(options.work, options.threads, max(options.clients)):
         if options.only and contender.name not in options.only:
             continue
         with running(contender, options.threads) as (address, pid):
-            asyncio.run(measure(contender, address, 1, 1, 4, make_prompts(1, options.prompt, 9)))
+            measure(contender, address, 1, 1, 4, make_prompts(1, options.prompt, 9))
             for clients in options.clients:
                 rounds = max(1, options.rounds * 4 // clients if clients < 4 else options.rounds)
                 prompts = make_prompts(clients * rounds, options.prompt, clients)  # none that an earlier run has left in a cache
-                began, used = time.monotonic(), cpu_seconds(pid)
-                found = asyncio.run(measure(contender, address, clients, rounds, options.tokens, prompts))
-                made, seconds = clients * rounds * options.tokens, time.monotonic() - began
+                used, share = cpu_seconds(pid), ""
+                if clients == 1:
+                    found, seconds, shares = measure_alone(contender, address, options.tokens, prompts, options.threads)
+                    share = f"{100 * statistics.median(shares):.0f} %"
+                else:
+                    began = time.monotonic()
+                    found = measure(contender, address, clients, rounds, options.tokens, prompts)
+                    seconds = time.monotonic() - began
+                made = clients * rounds * options.tokens
                 cells = [f"{made / seconds:.1f}", f"{1e3 * (cpu_seconds(pid) - used) / made:.1f}"]
                 cells += [f"{quantile(found[kind], share):.0f}" for kind in ("first", "between") for share in (0.5, 0.99)]
-                print(f"| {contender.name} | {clients} | {' | '.join(cells)} | {memory(pid):.0f} |", flush=True)
+                print(f"| {contender.name} | {clients} | {' | '.join(cells)} | {memory(pid):.0f} | {share} |", flush=True)
     if not options.only or "transformers" in options.only:
         command = [
             sys.executable,
@@ -264,7 +317,7 @@ def compare(options: argparse.Namespace) -> None:
         for line in subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines():
             if line.startswith("{"):
                 row = json.loads(line)
-                print(f"| transformers generate | batch {row['batch']} | {row['rate']:.1f} | {row['cpu_ms']:.1f} | | | | | |", flush=True)
+                print(f"| transformers generate | batch {row['batch']} | {row['rate']:.1f} | {row['cpu_ms']:.1f} | | | | | | |", flush=True)
 
 
 def gains(options: argparse.Namespace) -> None:
@@ -281,9 +334,9 @@ def gains(options: argparse.Namespace) -> None:
     ):
         contender = Contender(name, [*base.command, *extra])
         with running(contender, options.threads) as (address, pid):
-            asyncio.run(measure(contender, address, 1, 1, 4, [prompts[0]]))
+            measure(contender, address, 1, 1, 4, [prompts[0]])
             began, used = time.monotonic(), cpu_seconds(pid)
-            found = asyncio.run(measure(contender, address, 1, len(prompts), tokens, prompts))
+            found = measure(contender, address, 1, len(prompts), tokens, prompts)
             cpu = 1e3 * (cpu_seconds(pid) - used) / len(prompts)
             rate = len(prompts) * tokens / (time.monotonic() - began)
             print(f"| {name} | {len(prompts)} | {cpu:.0f} | {quantile(found['first'], 0.5):.0f} | {rate:.1f} |", flush=True)
@@ -368,17 +421,29 @@ async def terminate(contender: Contender, threads: int) -> str:
 
 
 def bandwidth(threads: int) -> float:
-    """Measure bytes per second of a sum over an array far larger than the caches."""
+    """Measure bytes per second of a sum over an array far larger than the caches, in large pages."""
     import torch
 
     torch.set_num_threads(threads)
-    array = torch.ones(100_000_000)
+    array = _large_array()
     times = []
-    for _ in range(5):
+    for _ in range(4):
         began = time.monotonic()
         array.sum()
         times.append(time.monotonic() - began)
+    time.sleep(0.1)  # the threads of the sum go to sleep
     return array.nbytes / min(times)
+
+
+@cache
+def _large_array() -> Any:
+    import numpy as np
+    import torch
+
+    from openmai.cpu.memory import Arena
+
+    array = torch.from_numpy(Arena().take((100_000_000,), np.float32))
+    return array.fill_(1)
 
 
 def main() -> None:
@@ -400,7 +465,7 @@ def main() -> None:
     make(options.work)
     speed = bandwidth(options.threads)
     print(f"{platform.machine()}, {options.threads} threads, load {os.getloadavg()[0]:.1f}; memory {speed / 1e9:.1f} GB/s")
-    print(f"one client can have {speed / 352e6:.0f} tokens/s in fp32, {speed / 88e6:.0f} in int8, by the matrices alone")
+    print(f"one client can have {speed / MATRICES / 4:.0f} tokens/s in fp32, {speed / MATRICES:.0f} in int8, by the matrices alone")
     if not options.no_compare:
         compare(options)
         if not options.only:

@@ -473,7 +473,8 @@ class Engine:
                 wanted += range(first - 1, first + len(item.guesses))
             first += len(item.guesses)
             self.stats.prompt += item.count if not item.completes or item.count > 1 else 0
-        choose = _Chooser(self.model.logits(x_ND[wanted]) if wanted else x_ND[:0], len(self.token_bytes))
+        chosen_ND = x_ND if len(wanted) == len(x_ND) else x_ND[wanted]
+        choose = _Chooser(self.model.logits(chosen_ND) if wanted else chosen_ND, len(self.token_bytes))
         place, told = 0, []
         for item in work:
             sequence, completes = item.sequence, item.completes

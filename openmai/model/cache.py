@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,11 +141,11 @@ def batch_of(cache: PagedCache, length: int, sequences: Sequence[tuple[Sequence[
         long.append(Span(blocks, start, len(new), first))
         first += len(new)
 
-    def tensor(values: Sequence[object], dtype: torch.dtype = torch.long) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=device)
+    def tensor(values: Sequence[object], dtype: type[np.generic] = np.int64) -> Tensor:
+        return torch.from_numpy(np.array(values, dtype)).to(device)  # takes a quarter of what torch.tensor does
 
-    positions_N = tensor(positions)
+    offsets = [position % block for position in positions]
     return Batch(
-        cache, length, tensor(ids)[None], positions_N[None], tensor(before)[None], tensor(places), positions_N % block,
-        tensor(tables, torch.int32).view(len(few), widest), tensor(rows, torch.int32), tensor(seen, torch.int32), long,
+        cache, length, tensor(ids)[None], tensor(positions)[None], tensor(before)[None], tensor(places), tensor(offsets),
+        tensor(tables, np.int32).view(len(few), widest), tensor(rows, np.int32), tensor(seen, np.int32), long,
     )  # fmt: skip

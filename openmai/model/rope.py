@@ -17,7 +17,11 @@ Table = tuple[Tensor, Tensor]
 
 def rope_table(config: ModelConfig, positions_BT: Tensor, length: int, is_global: bool = True) -> Table:
     """Return the table of `positions_BT` for global or windowed layers; `length` tells LongRoPE which of its two sets of factors holds."""
-    frequencies, factor = rope_frequencies(config, length, is_global, positions_BT.device)
+    return table_at(positions_BT, *rope_frequencies(config, length, is_global, positions_BT.device))
+
+
+def table_at(positions_BT: Tensor, frequencies: Tensor, factor: float) -> Table:
+    """Return the table of `positions_BT` for what `rope_frequencies` gives."""
     angles = positions_BT[..., None, None].float() * frequencies
     return angles.cos() * factor, angles.sin() * factor
 

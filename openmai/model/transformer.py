@@ -20,7 +20,7 @@ from openmai.model.config import ModelConfig
 from openmai.model.layers import FeedForward, make_norm, soft_cap
 from openmai.model.mask import alibi_slopes, make_mask
 from openmai.model.moe import MoE, Router, Routing
-from openmai.model.rope import rope_table
+from openmai.model.rope import rope_frequencies, rope_table, table_at
 from openmai.model.span import Span, VocabularyPart
 
 
@@ -104,6 +104,7 @@ class Transformer(nn.Module):
         self.norm = make_norm(config, config.width)
         self.head = Head(config.width, config.vocab_size, bias=config.head_bias)
         self.predictors = nn.ModuleList(Predictor(config) for _ in range(config.num_predict))
+        self.frequencies: dict[tuple[int, bool, torch.device], tuple[Tensor, float]] = {}
         self.penalty: Tensor | None = None
         self.compiled = False
         self.few: Callable[[Tensor, Context], Tensor | None] | None = None  # computes all blocks, for some passes; set by infer/pack.py
@@ -232,13 +233,23 @@ class Transformer(nn.Module):
         documents_BT = None if documents_BT is None else self.span.cut(documents_BT, -1)
         kinds = {config.is_global(layer) for layer in range(config.num_layers)}
         rotates = {config.is_global(layer) for layer in range(config.num_layers) if config.has_rope(layer)}
-        ropes = {kind: rope_table(config, positions_BT, length, kind) for kind in rotates}
+        if cache is None:
+            ropes = {kind: rope_table(config, positions_BT, length, kind) for kind in rotates}
+        else:
+            ropes = {kind: table_at(positions_BT, *self._frequencies(length, kind, device)) for kind in rotates}
         slopes_H = alibi_slopes(config.num_heads, device)[self.heads] if config.positions == "alibi" else None
         windows = {kind: None if kind else config.window for kind in kinds}
         masks = {}
         if cache is None and not self.span.divides_positions:  # a cache makes masks of its own
             masks = {kind: make_mask(positions_BT, positions_BT, windows[kind], False, documents_BT, slopes_H) for kind in kinds}
         return Context(ids_BT, positions_BT, ropes, masks, cache, documents_BT, windows, slopes_H)
+
+    def _frequencies(self, length: int, is_global: bool, device: torch.device) -> tuple[Tensor, float]:
+        """Return the frequencies of `rope_frequencies`, kept from pass to pass: there, they take as long as the choice of a token."""
+        key = length, is_global, device
+        if key not in self.frequencies:
+            self.frequencies[key] = rope_frequencies(self.config, *key)
+        return self.frequencies[key]
 
     def _observe(self, blocks: nn.Module, routings: list[Routing | None]) -> None:
         """Add this pass's load to the routers' counts, and its balancing losses to `penalty`; outside of what may be computed twice."""
