@@ -6,8 +6,9 @@ is known. Servers are asked over HTTP and stream; a client asks again as soon as
 
 fp32 beside fp32, int8 beside Q8_0. For one client the last column says how much of what memory bandwidth allows its tokens get once the
 first is there: bytes of all matrices by the time between two tokens, divided by the speed of a sum over a large array, which is measured
-before and after each answer, for on rented machines it changes from second to second. Then what a common prefix and guesses bring, and with --load N a storm: N requests of 64 clients of which a third leave in the middle, after which no block
-may be held and memory must be flat.
+before and after each answer, for on rented machines it changes from second to second. Then what a common prefix and guesses bring, and
+with --load N a storm: N requests of 64 clients of which a third leave in the middle, after which no block may be held and memory must be
+flat.
 """
 
 from __future__ import annotations

@@ -21,15 +21,21 @@ from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 from torch import Tensor
 
-THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 FAST = {"reassoc", "contract", "nsz", "arcp"}  # the order of sums is the compiler's, but always the same
 MANY = 1 << 16  # numbers; above, threads are worth waking
+LINE = 8  # numbers of 64 bits in a cache line; counters of threads do not share one
 _SETTINGS: dict[str, Any] = {"fastmath": FAST, "nogil": True, "error_model": "numpy"}
 _CODE = hashlib.blake2b(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))), digest_size=6).hexdigest()
 
 Array = NDArray[Any]
 inner = njit(**_SETTINGS)
 "Compile a function that only compiled ones call."
+
+
+def threads() -> int:
+    """Return how many threads compute."""
+    return min(torch.get_num_threads(), _THREADS)
 
 
 def compiles(x: Tensor) -> bool:
@@ -54,11 +60,10 @@ def compiled(function: Callable[..., None]) -> Callable[..., None]:
     alone, together = named(function.__name__), named(function.__name__ + "_threads", parallel=True)
 
     def run(size: int, *arguments: object) -> None:
-        threads = min(torch.get_num_threads(), THREADS)
-        if size < MANY or threads == 1:
+        if size < MANY or (count := threads()) == 1:
             alone(*arguments)
         else:
-            numba.set_num_threads(threads)
+            numba.set_num_threads(count)
             together(*arguments)
 
     return run
@@ -107,6 +112,36 @@ def _as_float(_context, bits):  # type: ignore[no-untyped-def]
 def pointer(_context, address):  # type: ignore[no-untyped-def]
     """The pointer to an address."""
     return types.voidptr(types.intp), lambda context, builder, signature, args: builder.inttoptr(args[0], ir.PointerType(ir.IntType(8)))
+
+
+@intrinsic
+def claim(_context, counters, place):  # type: ignore[no-untyped-def]
+    """Return counters[place, 0] and add one to it, in one step for all threads."""
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        array = context.make_array(counters)(context, builder, args[0])
+        place = builder.gep(array.data, [builder.mul(args[1], ir.IntType(64)(LINE))])
+        return builder.atomic_rmw("add", place, ir.IntType(64)(1), "monotonic")
+
+    return types.int64(counters, types.intp), generate
+
+
+@inner
+def next_job(claimed, thread, part, count):  # type: ignore[no-untyped-def]
+    """Claim a job of `count`: the next one of a thread's own part, then, when these are done, of the others'.
+
+    So each thread reads on where it is, and one that the machine holds up, to serve somebody meanwhile, leaves its jobs to the others.
+    `claimed` (threads, LINE) counts jobs of each part; `part` is how many parts after its own the thread is at. Returns job and part; a
+    part that does not exist when nothing is left.
+    """
+    threads = len(claimed)
+    while part < threads:
+        owner = (thread + part) % threads
+        job = owner * count // threads + claim(claimed, owner)
+        if job < (owner + 1) * count // threads:
+            return job, part
+        part += 1
+    return count, part
 
 
 def emit_prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:

@@ -1,6 +1,7 @@
 """All layers of a pass of few tokens in one compiled call: between the products of one token, calls take longer than what they compute.
 
-While it runs Python is free: a server reads and sends beside it.
+While it runs Python is free: a server reads and sends beside it. That takes time from one of the threads now and then, so they claim
+their jobs one by one.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ import numpy as np
 from numba import prange
 
 from openmai.cpu.attention import attend_group
-from openmai.cpu.compile import compiled, inner
-from openmai.cpu.products import OUTPUTS, WIDE, add_products, lay
+from openmai.cpu.compile import LINE, compiled, inner, next_job
+from openmai.cpu.products import OUTPUTS, WIDE, add_products, claim_products, lay
 from openmai.cpu.steps import divide_heads, gate_row, normalize_row
 
 JOINT, ATTENTION_OUT, UP_GATE, DOWN = range(4)  # the matrices of a layer
+ATTENTION = 4  # the fifth kind of jobs
 
 
 @compiled
 def run_layers(  # type: ignore[no-untyped-def]
     x, laid, matrices, norms, eps, head_norms, head_eps, keys, values, blocks, offsets, tables, rows, seen,
-    cos, sin, turns, windows, scale, softcap, sinks, slopes, heads,
+    cos, sin, turns, windows, scale, softcap, sinks, slopes, heads, threads,
 ):  # fmt: skip
     """Pass the stream `x` (N, D) in fp32 through layers, in place; `matrices` (L, 4, ...) describes those of each as products.py does.
 
@@ -28,41 +30,54 @@ def run_layers(  # type: ignore[no-untyped-def]
     N rows of the widest input, is of uint32 for matrices in 8 bits.
     """
     count, groups, width = len(x), keys.shape[2], keys.shape[4]
+    claimed = np.zeros((len(matrices), 5, threads, LINE), np.int64)
     top, normed = np.empty(count, np.float32), np.empty(x.shape[1], np.float32)
     joint = np.empty((count, matrices[0, JOINT, OUTPUTS]), np.float32)
     q, attended = np.empty((count, heads, width), np.float32), np.empty((count, heads, width), np.float32)
     both = np.empty((count, matrices[0, UP_GATE, OUTPUTS]), np.float32)
     gated = np.empty((count, both.shape[1] // 2), np.float32)
     for layer in range(len(matrices)):
+        matrix = matrices[layer]
         _lay_normed(x, norms[layer, 0], eps, normed, laid, top)
-        for block in prange(matrices[layer, JOINT, OUTPUTS] // WIDE):
-            add_products(laid, top, matrices[layer, JOINT], np.int64(block), joint, False)
+        for thread in prange(threads):
+            claim_products(claimed[layer, JOINT], np.int64(thread), laid, top, matrix[JOINT], joint, False)
         turn = turns[layer]
         divide_heads(joint, q, keys[layer], values[layer], blocks, offsets, cos[turn], sin[turn], head_norms[layer], head_eps)
-        for job in prange(count * groups):
-            n = np.int64(job) // groups
-            attend_group(
-                n, np.int64(job) % groups, attended, q, keys[layer], values[layer], tables[rows[n]], seen[n], windows[layer],
-                scale, softcap, sinks[layer], slopes,
-            )  # fmt: skip
+        for thread in prange(threads):
+            job, part = next_job(claimed[layer, ATTENTION], np.int64(thread), 0, count * groups)
+            while job < count * groups:
+                n, g = job // groups, job % groups
+                attend_group(
+                    n, g, attended, q, keys[layer], values[layer], tables[rows[n]], seen[n], windows[layer],
+                    scale, softcap, sinks[layer], slopes,
+                )  # fmt: skip
+                job, part = next_job(claimed[layer, ATTENTION], np.int64(thread), part, count * groups)
         for n in range(count):
             lay(attended[n].reshape(heads * width), n, count, laid, top)
-        for block in prange(matrices[layer, ATTENTION_OUT, OUTPUTS] // WIDE):
-            add_products(laid, top, matrices[layer, ATTENTION_OUT], np.int64(block), x, True)
+        for thread in prange(threads):
+            claim_products(claimed[layer, ATTENTION_OUT], np.int64(thread), laid, top, matrix[ATTENTION_OUT], x, True)
         _lay_normed(x, norms[layer, 1], eps, normed, laid, top)
-        half = gated.shape[1] // WIDE
-        for job in prange(half):
-            block = np.int64(job)
-            add_products(laid, top, matrices[layer, UP_GATE], block, both, False)
-            add_products(laid, top, matrices[layer, UP_GATE], block + half, both, False)
-            first = block * WIDE
-            for n in range(count):
-                up, gate = both[n, first : first + WIDE], both[n, gated.shape[1] + first : gated.shape[1] + first + WIDE]
-                gate_row(gate, up, gated[n, first : first + WIDE])
+        for thread in prange(threads):
+            _claim_gated(claimed[layer, UP_GATE], np.int64(thread), laid, top, matrix[UP_GATE], both, gated)
         for n in range(count):
             lay(gated[n], n, count, laid, top)
-        for block in prange(matrices[layer, DOWN, OUTPUTS] // WIDE):
-            add_products(laid, top, matrices[layer, DOWN], np.int64(block), x, True)
+        for thread in prange(threads):
+            claim_products(claimed[layer, DOWN], np.int64(thread), laid, top, matrix[DOWN], x, True)
+
+
+@inner
+def _claim_gated(claimed, thread, laid, top, matrix, both, gated):  # type: ignore[no-untyped-def]
+    """Compute blocks of `up` and `gate`, which are side by side in `matrix`, and what comes out of each pair."""
+    half = gated.shape[1] // WIDE
+    block, part = next_job(claimed, thread, 0, half)
+    while block < half:
+        add_products(laid, top, matrix, block, both, False)
+        add_products(laid, top, matrix, block + half, both, False)
+        first = block * WIDE
+        for n in range(len(gated)):
+            up, gate = both[n, first : first + WIDE], both[n, gated.shape[1] + first : gated.shape[1] + first + WIDE]
+            gate_row(gate, up, gated[n, first : first + WIDE])
+        block, part = next_job(claimed, thread, part, half)
 
 
 @inner

@@ -2,9 +2,9 @@
 and adds 64 pairs.
 
 A matrix is (blocks, K, WIDE) in fp32; in 8 bits (blocks, K / 4, WIDE * 4), four inputs of an output side by side. Either way 128 bytes
-meet 4 bytes of each row, so both kinds share all of the code but the multiplication. Weights are asked for a block ahead, which reads
-memory at the speed that there is; MKL's, oneDNN's and fbgemm's products of a single row reach half to two thirds of it. What a row gets
-does not depend on the others: each sum runs along the inputs, in their order.
+meet 4 bytes of each row, so both kinds share all of the code but the multiplication. Each thread reads a matrix from where it begins to
+where it ends, at the speed that memory has; MKL's, oneDNN's and fbgemm's products of a single row reach half to two thirds of it. What a
+row gets does not depend on the others: each sum runs along the inputs, in their order.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from numba.core import cgutils
 from numba.core.errors import NumbaTypeError
 from numba.extending import intrinsic, overload
 
-from openmai.cpu.compile import Array, compiled, emit_prefetch, inner, pointer
+from openmai.cpu.compile import LINE, Array, compiled, emit_prefetch, inner, next_job, pointer, threads
 
 WIDE = 32  # outputs computed side by side: two registers of 16
 TILE = 8  # rows that share the weights that are read
+AHEAD = 2048  # bytes
 WEIGHTS, BIAS, SCALE, OFFSET, DEPTH, OUTPUTS = range(6)  # what describes a matrix: addresses of arrays, then numbers
 
 
@@ -36,18 +37,19 @@ def multiply(x_NK: Array, weights: Array, bias: Array, scale: Array, offset: Arr
     """
     y_NF = np.empty((len(x_NK), len(bias)), np.float32)
     laid = np.empty(len(x_NK) * weights.shape[1], np.uint32 if weights.dtype == np.int8 else np.float32)
-    _multiply(len(x_NK) * weights.size, x_NK, laid, weights, bias, scale, offset, y_NF)
+    _multiply(len(x_NK) * weights.size, x_NK, laid, weights, bias, scale, offset, y_NF, threads())
     return y_NF
 
 
 @compiled
-def _multiply(x, laid, weights, bias, scale, offset, y):  # type: ignore[no-untyped-def]
+def _multiply(x, laid, weights, bias, scale, offset, y, threads):  # type: ignore[no-untyped-def]
     top = np.empty(len(x), np.float32)
     for row in prange(len(x)):
         lay(x[row], np.int64(row), len(x), laid, top)
     matrix = np.array([weights.ctypes.data, bias.ctypes.data, scale.ctypes.data, offset.ctypes.data, weights.shape[1], len(bias)], np.int64)
-    for block in prange(len(weights)):
-        add_products(laid, top, matrix, np.int64(block), y, False)
+    claimed = np.zeros((threads, LINE), np.int64)
+    for thread in prange(threads):
+        claim_products(claimed, np.int64(thread), laid, top, matrix, y, False)
 
 
 def lay(x, row, rows, laid, top):  # type: ignore[no-untyped-def]
@@ -102,6 +104,16 @@ def _tile(row, rows):  # type: ignore[no-untyped-def]
 
 
 @inner
+def claim_products(claimed, thread, laid, top, matrix, y, adds):  # type: ignore[no-untyped-def]
+    """Compute blocks of a matrix as long as there are."""
+    count = matrix[OUTPUTS] // WIDE
+    block, part = next_job(claimed, thread, 0, count)
+    while block < count:
+        add_products(laid, top, matrix, block, y, adds)
+        block, part = next_job(claimed, thread, part, count)
+
+
+@inner
 def add_products(laid, top, matrix, block, y, adds):  # type: ignore[no-untyped-def]
     """Write the products of all rows with one block of a matrix to the block's columns of `y`, or add them to what is there."""
     sums = np.empty((TILE, WIDE), laid.dtype)
@@ -110,15 +122,15 @@ def add_products(laid, top, matrix, block, y, adds):  # type: ignore[no-untyped-
         _, size = _tile(row, len(y))
         half = np.int64(row > 0)
         if size == 8 and len(y) > 8:
-            _add_up(8, 1, half, laid, row, start, matrix[DEPTH], sums)
+            _add_up(8, True, half, laid, row, start, matrix[DEPTH], sums)
         elif size == 8:
-            _add_up(8, 2, 0, laid, row, start, matrix[DEPTH], sums)
+            _add_up(8, False, 0, laid, row, start, matrix[DEPTH], sums)
         elif size == 4:
-            _add_up(4, 2, 0, laid, row, start, matrix[DEPTH], sums)
+            _add_up(4, False, 0, laid, row, start, matrix[DEPTH], sums)
         elif size == 2:
-            _add_up(2, 2, 0, laid, row, start, matrix[DEPTH], sums)
+            _add_up(2, False, 0, laid, row, start, matrix[DEPTH], sums)
         else:
-            _add_up(1, 2, 0, laid, row, start, matrix[DEPTH], sums)
+            _add_up(1, False, 0, laid, row, start, matrix[DEPTH], sums)
         for n in range(size):
             _finish(sums[n], top[row + n], matrix, block, y[row + n, block * WIDE : (block + 1) * WIDE], adds)
         row += size
@@ -150,20 +162,21 @@ def _finish_8_bits(sums, top, matrix, block, y, adds):  # type: ignore[no-untype
 
 
 @intrinsic
-def _add_up(_context, rows, share, half, laid, row, start, depth, sums):  # type: ignore[no-untyped-def]
+def _add_up(_context, rows, further, half, laid, row, start, depth, sums):  # type: ignore[no-untyped-def]
     """Write the products of a tile of `rows` (a constant) rows, from `row` on, with the block of weights at address `start` to `sums`.
 
-    Meanwhile the next block is asked for: all of it (`share` 2) or a half of it (1), the second if `half`.
+    Where there are `further` tiles (a constant) memory has nothing to do meanwhile, so half of the next block is asked for, the second if
+    `half`. One tile alone waits for memory, which is asked little ahead of what it brings by itself.
     """
-    if not isinstance(rows, types.IntegerLiteral) or not isinstance(share, types.IntegerLiteral):
-        raise NumbaTypeError("rows and share must be constants")
+    if not isinstance(rows, types.IntegerLiteral) or not isinstance(further, types.BooleanLiteral):
+        raise NumbaTypeError("rows and further must be constants")
     in_fp32 = laid.dtype == types.float32
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         size, byte, index = ir.IntType(64), ir.IntType(8), ir.IntType(32)
         number = ir.FloatType() if in_fp32 else ir.IntType(32)
         vector, bytes_at = ir.VectorType(number, 16), ir.PointerType(byte)
-        count, halves, lines = rows.literal_value, WIDE // 16, share.literal_value
+        count, halves = rows.literal_value, WIDE // 16
         x_array, out = (context.make_array(signature.args[place])(context, builder, args[place]) for place in (3, 7))
         half, row, start, depth = (args[place] for place in (2, 4, 5, 6))
         x_start = builder.gep(builder.bitcast(x_array.data, bytes_at), [builder.mul(row, builder.mul(depth, size(4)))])
@@ -177,9 +190,11 @@ def _add_up(_context, rows, share, half, laid, row, start, depth, sums):  # type
                 builder.store(vector(None), total)
         with cgutils.for_range(builder, depth) as loop:
             at = builder.gep(w_start, [builder.mul(loop.index, step)])
-            for line in range(lines):
-                place = builder.gep(after, [builder.mul(loop.index, size(64 * lines))])
-                emit_prefetch(builder, builder.gep(place, [size(64 * line)]))
+            if further.literal_value:
+                emit_prefetch(builder, builder.gep(after, [builder.mul(loop.index, size(64))]))
+            else:
+                for part in range(halves):
+                    emit_prefetch(builder, builder.gep(at, [size(AHEAD + 64 * part)]))
             parts = []
             for part in range(halves):
                 place = builder.gep(at, [size(64 * part)])
@@ -198,7 +213,7 @@ def _add_up(_context, rows, share, half, laid, row, start, depth, sums):  # type
                 builder.store(builder.load(totals[n][part]), builder.gep(target, [size(n * halves + part)]), align=4)
         return context.get_dummy_value()
 
-    return types.void(rows, share, types.intp, laid, types.intp, types.intp, types.intp, sums), generate
+    return types.void(rows, further, types.intp, laid, types.intp, types.intp, types.intp, sums), generate
 
 
 def _multiply_and_add(builder, vector):  # type: ignore[no-untyped-def]

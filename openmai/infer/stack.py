@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from openmai.cpu.attention import NO_WINDOW
-from openmai.cpu.compile import Array, compiles
+from openmai.cpu.compile import Array, compiles, threads
 from openmai.cpu.layers import run_layers
 from openmai.cpu.products import WIDE
 from openmai.infer.blocked import Blocked8BitLinear, BlockedLinear
@@ -64,7 +64,7 @@ class Stack:
             x, laid, self.matrices, self.norms, self.eps, self.head_norms, self.head_eps,
             batch.cache.keys.numpy(), batch.cache.values.numpy(), batch.block_N.numpy(), batch.offset_N.numpy(),
             batch.tables_BM.numpy(), batch.row_N.numpy(), batch.seen_N.numpy(), *self._tables(context, len(x)), self.turns, self.windows,
-            np.float32(config.score_scale), np.float32(config.attention_softcap or 0), self.sinks, slopes, config.num_heads,
+            np.float32(config.score_scale), np.float32(config.attention_softcap or 0), self.sinks, slopes, config.num_heads, threads(),
         )  # fmt: skip
         return torch.from_numpy(x)[None]
 
