@@ -137,6 +137,7 @@ class Engine:
         self.caches = [_cache_of(part, blocks, self.config.block) for part in (model, draft) if part is not None]
         self.pool = BlockPool(blocks)
         self.stats = Stats(blocks=blocks)
+        self._untold: list[tuple[Request, Delivery]] = []
         self._active: list[_Sequence] = []
         self._waiting: deque[_Sequence] = deque()
         self._wake = threading.Condition()
@@ -243,6 +244,8 @@ class Engine:
             self._end_all(error)
 
     def _wait_for_work(self) -> bool:
+        if not self._active:
+            self._tell()
         with self._wake:
             self._wake.wait_for(lambda: self._closed or self._waiting or self._active)
             return not self._closed
@@ -253,6 +256,7 @@ class Engine:
             sequences = [*self._active, *self._waiting]
             self._active.clear()
             self._waiting.clear()
+        self._tell()
         for sequence in sequences:
             sequence.request.deliver(error)
 
@@ -268,6 +272,12 @@ class Engine:
         with self._wake:
             self._active = [sequence for sequence in self._active if not sequence.done]
         self.stats.used_blocks = self.stats.blocks - self.pool.available
+        self._untold += told
+
+    def _tell(self) -> None:
+        """Hand over what has been chosen. That is done when a pass begins: who takes it then has all its time to work it up and send it,
+        where right after the choice it would hold up the preparation of that pass."""
+        told, self._untold = self._untold, []
         for request, delivery in told:
             request.deliver(delivery)
 
@@ -276,6 +286,8 @@ class Engine:
             gone = [sequence for sequence in [*self._active, *self._waiting] if sequence.request.cancelled]
             self._active = [sequence for sequence in self._active if not sequence.request.cancelled]
             self._waiting = deque(sequence for sequence in self._waiting if not sequence.request.cancelled)
+        if gone:
+            self._tell()
         for sequence in gone:
             self._release(sequence)
             sequence.request.deliver(None)
@@ -461,7 +473,10 @@ class Engine:
         sequences = [(item.new, item.sequence.computed, item.sequence.blocks, _before(item.sequence)) for item in work]
         batch = batch_of(self.caches[0], self.max_length, sequences)
         with self.adapters.over([(item.sequence.request.sampling.adapter, len(item.new)) for item in work]):
-            x_ND = self.model.stream(batch.ids_1N, batch.positions_1N, batch)[0]
+            context = self.model.context(batch.ids_1N, batch.positions_1N, batch)
+            carried = self.model.begin(context)
+            self._tell()
+            x_ND = self.model.finish(self.model.run(carried, context))[0]
         self.stats.steps += 1
         first = 0
         wanted: list[int] = []

@@ -23,7 +23,7 @@ def rope_table(config: ModelConfig, positions_BT: Tensor, length: int, is_global
 def table_at(positions_BT: Tensor, frequencies: Tensor, factor: float) -> Table:
     """Return the table of `positions_BT` for what `rope_frequencies` gives."""
     angles = positions_BT[..., None, None].float() * frequencies
-    return angles.cos() * factor, angles.sin() * factor
+    return (angles.cos(), angles.sin()) if factor == 1 else (angles.cos() * factor, angles.sin() * factor)
 
 
 def rope_frequencies(config: ModelConfig, length: int, is_global: bool, device: torch.device | str = "cpu") -> tuple[Tensor, float]:

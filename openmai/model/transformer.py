@@ -104,6 +104,9 @@ class Transformer(nn.Module):
         self.norm = make_norm(config, config.width)
         self.head = Head(config.width, config.vocab_size, bias=config.head_bias)
         self.predictors = nn.ModuleList(Predictor(config) for _ in range(config.num_predict))
+        layers = range(config.num_layers)
+        self.kinds = {config.is_global(layer) for layer in layers}
+        self.rotated_kinds = {config.is_global(layer) for layer in layers if config.has_rope(layer)}
         self.frequencies: dict[tuple[int, bool, torch.device], tuple[Tensor, float]] = {}
         self.penalty: Tensor | None = None
         self.compiled = False
@@ -231,17 +234,15 @@ class Transformer(nn.Module):
             length = int(positions_BT.max()) + 1
         ids_BT, positions_BT = self.span.cut(ids_BT), self.span.cut(positions_BT, length)
         documents_BT = None if documents_BT is None else self.span.cut(documents_BT, -1)
-        kinds = {config.is_global(layer) for layer in range(config.num_layers)}
-        rotates = {config.is_global(layer) for layer in range(config.num_layers) if config.has_rope(layer)}
         if cache is None:
-            ropes = {kind: rope_table(config, positions_BT, length, kind) for kind in rotates}
+            ropes = {kind: rope_table(config, positions_BT, length, kind) for kind in self.rotated_kinds}
         else:
-            ropes = {kind: table_at(positions_BT, *self._frequencies(length, kind, device)) for kind in rotates}
+            ropes = {kind: table_at(positions_BT, *self._frequencies(length, kind, device)) for kind in self.rotated_kinds}
         slopes_H = alibi_slopes(config.num_heads, device)[self.heads] if config.positions == "alibi" else None
-        windows = {kind: None if kind else config.window for kind in kinds}
+        windows = {kind: None if kind else config.window for kind in self.kinds}
         masks = {}
         if cache is None and not self.span.divides_positions:  # a cache makes masks of its own
-            masks = {kind: make_mask(positions_BT, positions_BT, windows[kind], False, documents_BT, slopes_H) for kind in kinds}
+            masks = {kind: make_mask(positions_BT, positions_BT, windows[kind], False, documents_BT, slopes_H) for kind in self.kinds}
         return Context(ids_BT, positions_BT, ropes, masks, cache, documents_BT, windows, slopes_H)
 
     def _frequencies(self, length: int, is_global: bool, device: torch.device) -> tuple[Tensor, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shlex
 import signal
@@ -81,6 +82,7 @@ def run(app: FastAPI, listener: socket.socket, name: str, gate: Gate) -> None:
         timeout_graceful_shutdown=DRAIN_SECONDS,
         h11_max_incomplete_event_size=1 << 16,
     )
+    gc.freeze()  # what is there stays there: the collector need not look through it again and again
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn raises the signal again after draining; it has done its work by then
     _Announcing(settings, _greeting(listener, name, gate.asks)).run(sockets=[listener])
