@@ -1,4 +1,4 @@
-"""Memory in large pages: of a matrix that is read from beginning to end, looking up small ones takes a tenth of the time."""
+"""Memory in large pages: of what is read once per token, matrices and keys, looking up small pages takes up to a tenth of the time."""
 
 from __future__ import annotations
 

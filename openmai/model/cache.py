@@ -15,6 +15,7 @@ from torch import Tensor
 
 from openmai.cpu.attention import attend_few
 from openmai.cpu.compile import compiles
+from openmai.cpu.memory import Arena
 from openmai.cpu.steps import store
 from openmai.model.config import ModelConfig
 from openmai.model.mask import Mask, make_mask
@@ -30,8 +31,15 @@ class PagedCache:
     ) -> None:
         self.config, self.block, self.length = config, block, blocks * block
         groups, width = (1, config.mla.kv_rank + config.mla.rope_width) if config.mla else (config.kv_heads, config.head)
-        self.keys = torch.zeros(config.num_layers, blocks, groups, block, width, device=device, dtype=dtype)
-        self.values = self.keys[..., : config.mla.kv_rank] if config.mla else torch.zeros_like(self.keys)
+        shape = (config.num_layers, blocks, groups, block, width)
+
+        def pool() -> Tensor:
+            if torch.device(device).type == "cpu" and dtype == torch.float32:
+                return torch.from_numpy(Arena().take(shape, np.float32))
+            return torch.zeros(shape, device=device, dtype=dtype)
+
+        self.keys = pool()
+        self.values = self.keys[..., : config.mla.kv_rank] if config.mla else pool()
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,9 @@ class Transformer(nn.Module):
         return normed
 
     def _embed(self, context: Context) -> Tensor:
-        x_BTD = self.embedding(context.ids_BT) * self.config.embedding_scale
+        x_BTD = self.embedding(context.ids_BT)
+        if self.config.embedding_scale != 1:
+            x_BTD = x_BTD * self.config.embedding_scale
         if self.position_embedding is not None:
             x_BTD = x_BTD + self.position_embedding(context.positions_BT)
         x_BTD = self.embedding_norm(x_BTD)
