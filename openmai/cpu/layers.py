@@ -6,6 +6,8 @@ their jobs one by one.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import prange
 
@@ -21,13 +23,13 @@ ATTENTION = 4  # the fifth kind of jobs
 @compiled
 def run_layers(  # type: ignore[no-untyped-def]
     x, laid, matrices, norms, eps, head_norms, head_eps, keys, values, blocks, offsets, tables, rows, seen,
-    cos, sin, turns, windows, scale, softcap, sinks, slopes, heads, threads,
+    positions, frequencies, factors, turns, windows, scale, softcap, sinks, slopes, heads, threads,
 ):  # fmt: skip
     """Pass the stream `x` (N, D) in fp32 through layers, in place; `matrices` (L, 4, ...) describes those of each as products.py does.
 
     `norms` (L, 2, D), `head_norms` (L, 2, K) or (L, 0, 0), `sinks` (L, H) or (L, 0), `windows` (L) and `turns` (L), which says which of
-    the tables `cos` and `sin` (kinds, N, R / 2) a layer's heads are rotated by. Keys and values are (L, blocks, G, block, K). `laid`, for
-    N rows of the widest input, is of uint32 for matrices in 8 bits.
+    the `frequencies` (kinds, R / 2) and `factors` (kinds) a layer's heads are rotated by (model/rope.py). Keys and values are (L, blocks,
+    G, block, K). `laid`, for N rows of the widest input, is of uint32 for matrices in 8 bits.
     """
     count, groups, width = len(x), keys.shape[2], keys.shape[4]
     claimed = np.zeros((len(matrices), 5, threads, LINE), np.int64)
@@ -36,6 +38,13 @@ def run_layers(  # type: ignore[no-untyped-def]
     q, attended = np.empty((count, heads, width), np.float32), np.empty((count, heads, width), np.float32)
     both = np.empty((count, matrices[0, UP_GATE, OUTPUTS]), np.float32)
     gated = np.empty((count, both.shape[1] // 2), np.float32)
+    cos = np.empty((len(frequencies), count, frequencies.shape[1]), np.float32)
+    sin = np.empty_like(cos)
+    for kind in range(len(frequencies)):
+        for n in range(count):
+            for i in range(frequencies.shape[1]):
+                angle = np.float32(positions[n]) * frequencies[kind, i]
+                cos[kind, n, i], sin[kind, n, i] = math.cos(angle) * factors[kind], math.sin(angle) * factors[kind]
     for layer in range(len(matrices)):
         matrix = matrices[layer]
         _lay_normed(x, norms[layer, 0], eps, normed, laid, top)

@@ -473,10 +473,8 @@ class Engine:
         sequences = [(item.new, item.sequence.computed, item.sequence.blocks, _before(item.sequence)) for item in work]
         batch = batch_of(self.caches[0], self.max_length, sequences)
         with self.adapters.over([(item.sequence.request.sampling.adapter, len(item.new)) for item in work]):
-            context = self.model.context(batch.ids_1N, batch.positions_1N, batch)
-            carried = self.model.begin(context)
             self._tell()
-            x_ND = self.model.finish(self.model.run(carried, context))[0]
+            x_ND = self.model.stream(batch.ids_1N, batch.positions_1N, batch)[0]
         self.stats.steps += 1
         first = 0
         wanted: list[int] = []

@@ -9,19 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from openmai.cpu.attention import NO_WINDOW
-from openmai.cpu.compile import Array, compiles, threads
+from openmai.cpu.compile import Array, threads
 from openmai.cpu.layers import run_layers
 from openmai.cpu.products import WIDE
 from openmai.infer.blocked import Blocked8BitLinear, BlockedLinear
 from openmai.infer.few import FewTokens
 from openmai.infer.weights import PackedNorm
-from openmai.model.attention import Attention, Context
+from openmai.model.attention import Attention
+from openmai.model.cache import Batch
 from openmai.model.layers import FeedForward, is_swiglu
+from openmai.model.mask import alibi_slopes
+from openmai.model.rope import rope_frequencies
 from openmai.model.transformer import Block, Transformer
 
 
 class Stack:
-    """Computes what the packed blocks of a model do one after the other."""
+    """Computes what a packed model does: embedding, and its blocks one after the other."""
 
     def __init__(self, model: Transformer) -> None:
         self.config = model.config
@@ -37,45 +40,47 @@ class Stack:
         self.head_norms, self.head_eps = _stacked(heads) if heads else none
         self.sinks = np.stack([np.empty(0, np.float32) if one.sinks_H is None else one.sinks_H.detach().numpy() for one in attentions])
         places = [attention.place for attention in attentions]
-        self.kinds = sorted({place.is_global for place in places if place.has_rope})
-        self.turns = np.array([self.kinds.index(place.is_global) + 1 if place.has_rope else 0 for place in places])
+        self.turns = np.array([1 + place.is_global if place.has_rope else 0 for place in places])
+        self.frequencies: dict[int, tuple[Array, Array]] = {}
+        self.slopes = alibi_slopes(self.config.num_heads).numpy() if self.config.positions == "alibi" else np.empty(0, np.float32)
+        self.embedding = model.embedding.weight.detach().numpy()
         self.windows = np.array([NO_WINDOW if place.is_global else self.config.window or NO_WINDOW for place in places])
 
     @staticmethod
     def fits(model: Transformer) -> bool:
         """Tell whether a packed model is one of those: a plain chain of blocks like most, their matrices in blocks of outputs."""
         config, blocks = model.config, _blocks(model)
-        plain = not config.residual_scalars and not config.backout and len(blocks) == config.num_layers
-        return plain and config.width % WIDE == 0 and all(_fits(block) for block in blocks)
+        plain = not (config.residual_scalars or config.backout or config.smear or config.embedding_norm or config.positions == "learned")
+        return plain and config.width % WIDE == 0 and len(blocks) == config.num_layers and all(_fits(block) for block in blocks)
 
     def __deepcopy__(self, memo: dict[int, object]) -> NoReturn:
         raise TypeError("a packed model cannot be copied: it holds addresses; copy the model before it is packed")
 
-    def __call__(self, x_1ND: Tensor, context: Context) -> Tensor | None:
+    def __call__(self, batch: Batch) -> Tensor | None:
         """Return the stream after all blocks, (1, N, D); None for a pass that is not of few tokens."""
-        batch, config = context.cache, self.config
-        if batch is None or batch.long or not compiles(x_1ND):
+        if batch.long or torch.is_grad_enabled():
             return None
-        x = x_1ND[0].numpy().copy()
+        config = self.config
+        x = self.embedding[batch.ids_1N[0].numpy()] * np.float32(config.embedding_scale)
         laid = np.empty(len(x) * self.widest, np.uint32 if self.eight_bits else np.float32)
-        slopes = np.empty(0, np.float32) if context.slopes_H is None else context.slopes_H.numpy()
         run_layers(
             len(x) * config.width**2,
             x, laid, self.matrices, self.norms, self.eps, self.head_norms, self.head_eps,
             batch.cache.keys.numpy(), batch.cache.values.numpy(), batch.block_N.numpy(), batch.offset_N.numpy(),
-            batch.tables_BM.numpy(), batch.row_N.numpy(), batch.seen_N.numpy(), *self._tables(context, len(x)), self.turns, self.windows,
-            np.float32(config.score_scale), np.float32(config.attention_softcap or 0), self.sinks, slopes, config.num_heads, threads(),
+            batch.tables_BM.numpy(), batch.row_N.numpy(), batch.seen_N.numpy(),
+            batch.positions_1N[0].numpy(), *self._rotations(batch.length), self.turns, self.windows,
+            np.float32(config.score_scale), np.float32(config.attention_softcap or 0), self.sinks, self.slopes, config.num_heads, threads(),
         )  # fmt: skip
         return torch.from_numpy(x)[None]
 
-    def _tables(self, context: Context, count: int) -> tuple[Array, Array]:
-        """Return cosines and sines, (kinds, N, R / 2): first those that turn nothing, then of each kind of layer."""
-        ropes = [context.ropes[kind] for kind in self.kinds]
-        half = ropes[0][0].shape[-1] if ropes else 0
-        cos, sin = np.ones((len(ropes) + 1, count, half), np.float32), np.zeros((len(ropes) + 1, count, half), np.float32)
-        for number, (cosines, sines) in enumerate(ropes, start=1):
-            cos[number], sin[number] = cosines[0, :, 0].numpy(), sines[0, :, 0].numpy()
-        return cos, sin
+    def _rotations(self, length: int) -> tuple[Array, Array]:
+        """Return frequencies (3, R / 2) and factors (3): those that turn nothing, of layers with a window, and of global ones."""
+        if length not in self.frequencies:
+            kinds = [rope_frequencies(self.config, length, is_global) for is_global in (False, True)]
+            nothing = np.zeros(len(kinds[0][0]), np.float32)
+            found = np.stack([nothing, *(frequencies.numpy() for frequencies, _ in kinds)])
+            self.frequencies[length] = found, np.array([1, *(factor for _, factor in kinds)], np.float32)
+        return self.frequencies[length]
 
 
 def _blocks(model: Transformer) -> list[Block]:

@@ -17,13 +17,9 @@ Table = tuple[Tensor, Tensor]
 
 def rope_table(config: ModelConfig, positions_BT: Tensor, length: int, is_global: bool = True) -> Table:
     """Return the table of `positions_BT` for global or windowed layers; `length` tells LongRoPE which of its two sets of factors holds."""
-    return table_at(positions_BT, *rope_frequencies(config, length, is_global, positions_BT.device))
-
-
-def table_at(positions_BT: Tensor, frequencies: Tensor, factor: float) -> Table:
-    """Return the table of `positions_BT` for what `rope_frequencies` gives."""
+    frequencies, factor = rope_frequencies(config, length, is_global, positions_BT.device)
     angles = positions_BT[..., None, None].float() * frequencies
-    return (angles.cos(), angles.sin()) if factor == 1 else (angles.cos() * factor, angles.sin() * factor)
+    return angles.cos() * factor, angles.sin() * factor
 
 
 def rope_frequencies(config: ModelConfig, length: int, is_global: bool, device: torch.device | str = "cpu") -> tuple[Tensor, float]:

@@ -20,7 +20,7 @@ from openmai.model.config import ModelConfig
 from openmai.model.layers import FeedForward, make_norm, soft_cap
 from openmai.model.mask import alibi_slopes, make_mask
 from openmai.model.moe import MoE, Router, Routing
-from openmai.model.rope import rope_frequencies, rope_table, table_at
+from openmai.model.rope import rope_table
 from openmai.model.span import Span, VocabularyPart
 
 
@@ -104,13 +104,9 @@ class Transformer(nn.Module):
         self.norm = make_norm(config, config.width)
         self.head = Head(config.width, config.vocab_size, bias=config.head_bias)
         self.predictors = nn.ModuleList(Predictor(config) for _ in range(config.num_predict))
-        layers = range(config.num_layers)
-        self.kinds = {config.is_global(layer) for layer in layers}
-        self.rotated_kinds = {config.is_global(layer) for layer in layers if config.has_rope(layer)}
-        self.frequencies: dict[tuple[int, bool, torch.device], tuple[Tensor, float]] = {}
         self.penalty: Tensor | None = None
         self.compiled = False
-        self.few: Callable[[Tensor, Context], Tensor | None] | None = None  # computes all blocks, for some passes; set by infer/pack.py
+        self.few: Callable[[Batch], Tensor | None] | None = None  # computes the stream of some passes; set by infer/pack.py
         self.span = Span()
         self.heads = slice(None)  # of ALiBi's slopes
         if config.tied_embeddings:
@@ -146,6 +142,8 @@ class Transformer(nn.Module):
         documents_BT: Tensor | None = None,
     ) -> Tensor:
         """Return the residual stream after the last block, (B, T, D); in training, keep the balancing penalty and count the load."""
+        if self.few is not None and cache is not None and (x_BTD := self.few(cache)) is not None:
+            return x_BTD
         context = self.context(ids_BT, positions_BT, cache, documents_BT)
         return self.finish(self.run(self.begin(context), context))
 
@@ -162,8 +160,6 @@ class Transformer(nn.Module):
     def run(self, carried: Carried, context: Context) -> Carried:
         """Pass the layers that are here; in training, keep the balancing penalty and count the load."""
         x_BTD, first_BTD, middle_BTD = carried
-        if self.few is not None and (passed_BTD := self.few(x_BTD, context)) is not None:
-            return Carried(passed_BTD, first_BTD, middle_BTD)
         routings = []
         for layer, block in self.layers():
             if self.stream_scale_L is not None and self.embedding_scale_L is not None and first_BTD is not None:
@@ -197,9 +193,7 @@ class Transformer(nn.Module):
         return normed
 
     def _embed(self, context: Context) -> Tensor:
-        x_BTD = self.embedding(context.ids_BT)
-        if self.config.embedding_scale != 1:
-            x_BTD = x_BTD * self.config.embedding_scale
+        x_BTD = self.embedding(context.ids_BT) * self.config.embedding_scale
         if self.position_embedding is not None:
             x_BTD = x_BTD + self.position_embedding(context.positions_BT)
         x_BTD = self.embedding_norm(x_BTD)
@@ -236,23 +230,15 @@ class Transformer(nn.Module):
             length = int(positions_BT.max()) + 1
         ids_BT, positions_BT = self.span.cut(ids_BT), self.span.cut(positions_BT, length)
         documents_BT = None if documents_BT is None else self.span.cut(documents_BT, -1)
-        if cache is None:
-            ropes = {kind: rope_table(config, positions_BT, length, kind) for kind in self.rotated_kinds}
-        else:
-            ropes = {kind: table_at(positions_BT, *self._frequencies(length, kind, device)) for kind in self.rotated_kinds}
+        kinds = {config.is_global(layer) for layer in range(config.num_layers)}
+        rotates = {config.is_global(layer) for layer in range(config.num_layers) if config.has_rope(layer)}
+        ropes = {kind: rope_table(config, positions_BT, length, kind) for kind in rotates}
         slopes_H = alibi_slopes(config.num_heads, device)[self.heads] if config.positions == "alibi" else None
-        windows = {kind: None if kind else config.window for kind in self.kinds}
+        windows = {kind: None if kind else config.window for kind in kinds}
         masks = {}
         if cache is None and not self.span.divides_positions:  # a cache makes masks of its own
-            masks = {kind: make_mask(positions_BT, positions_BT, windows[kind], False, documents_BT, slopes_H) for kind in self.kinds}
+            masks = {kind: make_mask(positions_BT, positions_BT, windows[kind], False, documents_BT, slopes_H) for kind in kinds}
         return Context(ids_BT, positions_BT, ropes, masks, cache, documents_BT, windows, slopes_H)
-
-    def _frequencies(self, length: int, is_global: bool, device: torch.device) -> tuple[Tensor, float]:
-        """Return the frequencies of `rope_frequencies`, kept from pass to pass: there, they take as long as the choice of a token."""
-        key = length, is_global, device
-        if key not in self.frequencies:
-            self.frequencies[key] = rope_frequencies(self.config, *key)
-        return self.frequencies[key]
 
     def _observe(self, blocks: nn.Module, routings: list[Routing | None]) -> None:
         """Add this pass's load to the routers' counts, and its balancing losses to `penalty`; outside of what may be computed twice."""
