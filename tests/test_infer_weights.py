@@ -140,7 +140,7 @@ def test_few_tokens_get_what_the_block_itself_gives(change: dict[str, object], k
             rows = [([(token + 20 * row) % 96 for token in new], start, [2 * row, 2 * row + 1], last) for row in range(5)]
             batch = batch_of(cache, 64, rows)
             with torch.inference_mode():
-                streams.append(model.stream(batch.ids_1N, batch.positions_1N, batch))
+                streams += model.run_pass(batch, [0, len(new) - 1, 5 * len(new) - 1])
         return [*streams, cache.keys, cache.values]
 
     with torch.inference_mode():

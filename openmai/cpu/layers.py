@@ -22,17 +22,19 @@ ATTENTION = 4  # the fifth kind of jobs
 
 @compiled
 def run_layers(  # type: ignore[no-untyped-def]
-    x, laid, matrices, norms, eps, head_norms, head_eps, keys, values, blocks, offsets, tables, rows, seen,
+    x, wanted, logits, laid, matrices, head, norms, eps, head_norms, head_eps, keys, values, blocks, offsets, tables, rows, seen,
     positions, frequencies, factors, turns, windows, scale, softcap, sinks, slopes, heads, threads,
 ):  # fmt: skip
-    """Pass the stream `x` (N, D) in fp32 through layers, in place; `matrices` (L, 4, ...) describes those of each as products.py does.
+    """Pass the stream `x` (N, D) in fp32 through layers, in place, and write the `logits` (W, V) of the rows `wanted`.
 
-    `norms` (L, 2, D), `head_norms` (L, 2, K) or (L, 0, 0), `sinks` (L, H) or (L, 0), `windows` (L) and `turns` (L), which says which of
+    `matrices` (L, 4, ...) describes those of each layer as products.py does, `head` the last. `norms` (L + 1, 2, D), of which the last one
+    has one, `head_norms` (L, 2, K) or (L, 0, 0), `sinks` (L, H) or (L, 0), `windows` (L) and `turns` (L), which says which of
     the `frequencies` (kinds, R / 2) and `factors` (kinds) a layer's heads are rotated by (model/rope.py). Keys and values are (L, blocks,
     G, block, K). `laid`, for N rows of the widest input, is of uint32 for matrices in 8 bits.
     """
     count, groups, width = len(x), keys.shape[2], keys.shape[4]
-    claimed = np.zeros((len(matrices), 5, threads, LINE), np.int64)
+    claimed = np.zeros((len(matrices) + 1, 5, threads, LINE), np.int64)
+    all_rows = np.arange(count)
     top, normed = np.empty(count, np.float32), np.empty(x.shape[1], np.float32)
     joint = np.empty((count, matrices[0, JOINT, OUTPUTS]), np.float32)
     q, attended = np.empty((count, heads, width), np.float32), np.empty((count, heads, width), np.float32)
@@ -47,7 +49,7 @@ def run_layers(  # type: ignore[no-untyped-def]
                 cos[kind, n, i], sin[kind, n, i] = math.cos(angle) * factors[kind], math.sin(angle) * factors[kind]
     for layer in range(len(matrices)):
         matrix = matrices[layer]
-        _lay_normed(x, norms[layer, 0], eps, normed, laid, top)
+        _lay_normed(x, all_rows, norms[layer, 0], eps, normed, laid, top)
         for thread in prange(threads):
             claim_products(claimed[layer, JOINT], np.int64(thread), laid, top, matrix[JOINT], joint, False)
         turn = turns[layer]
@@ -65,13 +67,16 @@ def run_layers(  # type: ignore[no-untyped-def]
             lay(attended[n].reshape(heads * width), n, count, laid, top)
         for thread in prange(threads):
             claim_products(claimed[layer, ATTENTION_OUT], np.int64(thread), laid, top, matrix[ATTENTION_OUT], x, True)
-        _lay_normed(x, norms[layer, 1], eps, normed, laid, top)
+        _lay_normed(x, all_rows, norms[layer, 1], eps, normed, laid, top)
         for thread in prange(threads):
             _claim_gated(claimed[layer, UP_GATE], np.int64(thread), laid, top, matrix[UP_GATE], both, gated)
         for n in range(count):
             lay(gated[n], n, count, laid, top)
         for thread in prange(threads):
             claim_products(claimed[layer, DOWN], np.int64(thread), laid, top, matrix[DOWN], x, True)
+    _lay_normed(x, wanted, norms[-1, 0], eps, normed, laid, top)
+    for thread in prange(threads):
+        claim_products(claimed[-1, 0], np.int64(thread), laid, top, head, logits, False)
 
 
 @inner
@@ -90,7 +95,7 @@ def _claim_gated(claimed, thread, laid, top, matrix, both, gated):  # type: igno
 
 
 @inner
-def _lay_normed(x, scale, eps, normed, laid, top):  # type: ignore[no-untyped-def]
-    for n in range(len(x)):
-        normalize_row(x[n], normed, scale, eps)
-        lay(normed, n, len(x), laid, top)
+def _lay_normed(x, rows, scale, eps, normed, laid, top):  # type: ignore[no-untyped-def]
+    for n in range(len(rows)):
+        normalize_row(x[rows[n]], normed, scale, eps)
+        lay(normed, n, len(rows), laid, top)

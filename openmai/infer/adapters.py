@@ -104,7 +104,7 @@ def attach(model: Transformer, folders: Mapping[str, Path]) -> Adapters:
             if found:
                 setattr(place, inner, Adapted(getattr(place, inner), adapters, found))
     if (few := model.few) is not None:  # which knows of no adapters: not for passes in which a row has one
-        model.few = lambda batch: None if adapters.rows else few(batch)
+        model.few = lambda batch, wanted: None if adapters.rows else few(batch, wanted)
     for name, adapter in loaded.items():
         if adapter:
             raise OpenmaiError(f"{folders[name]}: it changes {next(iter(adapter))}, which adapters cannot change here; only linear layers")

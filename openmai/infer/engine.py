@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from types import TracebackType
 
 import numpy as np
@@ -101,6 +102,11 @@ class _Work:
     def new(self) -> list[int]:
         sequence = self.sequence
         return sequence.tokens[sequence.computed : sequence.computed + self.count] + self.guesses
+
+    @property
+    def wanted(self) -> range:
+        """The rows after which a token can be chosen, among the new ones."""
+        return range(self.count - 1, self.count + len(self.guesses)) if self.completes else range(0)
 
     @property
     def completes(self) -> bool:
@@ -452,19 +458,13 @@ class Engine:
         batch = batch_of(
             self.caches[1], self.max_length, [(new, s.drafted, s.blocks, b) for (s, new), b in zip(reading, last, strict=True)]
         )
-        x_ND = self.draft.stream(batch.ids_1N, batch.positions_1N, batch)[0]
-        ends, end = [], 0
-        for _, new in reading:
-            end += len(new)
-            ends.append(end - 1)
-        wanted = [number for number, (sequence, _) in enumerate(reading) if id(sequence) in guesses]
+        ends = accumulate(len(new) for _, new in reading)
+        wanted = {end - 1: sequence for end, (sequence, _) in zip(ends, reading, strict=True) if id(sequence) in guesses}
+        logits_WV = self.draft.run_pass(batch, list(wanted))[1][:, : len(self.token_bytes)].float().cpu().numpy()
         for sequence, new in reading:
             sequence.drafted += len(new)
-        if wanted:
-            logits_BV = self.draft.logits(x_ND[[ends[number] for number in wanted]])[:, : len(self.token_bytes)].float().cpu().numpy()
-            for number, logits_V in zip(wanted, logits_BV, strict=True):
-                sequence = reading[number][0]
-                guesses[id(sequence)].guesses.append(sequence.sampler.guess(logits_V, ahead))
+        for sequence, logits_V in zip(wanted.values(), logits_WV, strict=True):
+            guesses[id(sequence)].guesses.append(sequence.sampler.guess(logits_V, ahead))
 
     # The forward pass
 
@@ -472,22 +472,17 @@ class Engine:
         """Run one forward pass, and choose the next tokens of the sequences that it completes. Returns what is to be told to whom."""
         sequences = [(item.new, item.sequence.computed, item.sequence.blocks, _before(item.sequence)) for item in work]
         batch = batch_of(self.caches[0], self.max_length, sequences)
+        firsts = list(accumulate((len(item.new) for item in work), initial=0))
+        wanted = [first + row for item, first in zip(work, firsts, strict=False) for row in item.wanted]
         with self.adapters.over([(item.sequence.request.sampling.adapter, len(item.new)) for item in work]):
             self._tell()
-            x_ND = self.model.stream(batch.ids_1N, batch.positions_1N, batch)[0]
+            x_ND, logits_WV = self.model.run_pass(batch, wanted)
         self.stats.steps += 1
-        first = 0
-        wanted: list[int] = []
-        for item in work:
+        for item, first in zip(work, firsts, strict=False):
             if item.sequence.request.sampling.prompt_logprobs is not None:
                 self._measure_prompt(item.sequence, x_ND[first : first + item.count])
-            first += item.count
-            if item.completes:
-                wanted += range(first - 1, first + len(item.guesses))
-            first += len(item.guesses)
             self.stats.prompt += item.count if not item.completes or item.count > 1 else 0
-        chosen_ND = x_ND if len(wanted) == len(x_ND) else x_ND[wanted]
-        choose = _Chooser(self.model.logits(chosen_ND) if wanted else chosen_ND, len(self.token_bytes))
+        choose = _Chooser(logits_WV, len(self.token_bytes))
         place, told = 0, []
         for item in work:
             sequence, completes = item.sequence, item.completes

@@ -7,7 +7,7 @@ K head width, E experts, A active experts per token, N flattened tokens, L layer
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,10 @@ class Head(nn.Linear):
     """The output matrix; `vocabulary` says which part of the vocabulary it holds when processes divide it."""
 
     vocabulary: VocabularyPart | None = None
+
+
+Outcome = tuple[Tensor, Tensor]
+"the stream after the last block, (N, D), and the logits (W, V) of some rows of it"
 
 
 class Block(nn.Module):
@@ -106,7 +110,7 @@ class Transformer(nn.Module):
         self.predictors = nn.ModuleList(Predictor(config) for _ in range(config.num_predict))
         self.penalty: Tensor | None = None
         self.compiled = False
-        self.few: Callable[[Batch], Tensor | None] | None = None  # computes the stream of some passes; set by infer/pack.py
+        self.few: Callable[[Batch, Sequence[int]], Outcome | None] | None = None  # computes some passes; set by infer/pack.py
         self.span = Span()
         self.heads = slice(None)  # of ALiBi's slopes
         if config.tied_embeddings:
@@ -130,6 +134,13 @@ class Transformer(nn.Module):
             x_BTD = x_BTD[torch.arange(len(last_B), device=x_BTD.device), last_B]
         return self.logits(x_BTD)
 
+    def run_pass(self, batch: Batch, wanted: Sequence[int]) -> Outcome:
+        """Run a pass with a cache; `wanted` says of which rows there shall be logits."""
+        if self.few is not None and (found := self.few(batch, wanted)) is not None:
+            return found
+        x_ND = self.stream(batch.ids_1N, batch.positions_1N, batch)[0]
+        return x_ND, self.logits(x_ND[torch.tensor(wanted, device=x_ND.device)]) if wanted else x_ND[:0]
+
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Return the logits (..., V) of the stream (..., D) after the last block."""
         return soft_cap(self.head(self.norm(x_BTD)), self.config.logit_softcap)
@@ -142,8 +153,6 @@ class Transformer(nn.Module):
         documents_BT: Tensor | None = None,
     ) -> Tensor:
         """Return the residual stream after the last block, (B, T, D); in training, keep the balancing penalty and count the load."""
-        if self.few is not None and cache is not None and (x_BTD := self.few(cache)) is not None:
-            return x_BTD
         context = self.context(ids_BT, positions_BT, cache, documents_BT)
         return self.finish(self.run(self.begin(context), context))
 
