@@ -7,7 +7,7 @@ from typing import NoReturn, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from openmai.cpu.attention import NO_WINDOW
 from openmai.cpu.compile import Array, threads
