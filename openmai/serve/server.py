@@ -21,6 +21,7 @@ from openmai.infer.adapters import attach
 from openmai.infer.engine import Engine
 from openmai.infer.load import load_assistant, load_draft
 from openmai.infer.pack import pack
+from openmai.infer.warm import warm_up
 from openmai.serve.app import create_app
 from openmai.serve.config import ServeConfig
 from openmai.serve.external import serve_external
@@ -45,6 +46,7 @@ def serve(config: ServeConfig) -> None:
         for part in (model, draft):
             if part is not None:
                 pack(part, config.weights)
+        warm_up(model, tokenizer)
         gate, name = open_gate(config, stack), config.name or found
         if name in config.adapters:
             raise OpenmaiError(f"adapters: {name} is the name of the model itself; give the adapter another, or the model one with --name")

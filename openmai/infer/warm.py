@@ -1,0 +1,19 @@
+"""Getting ready: the first requests shall not wait for what is done once."""
+
+from __future__ import annotations
+
+from openmai.base.progress import say
+from openmai.infer.config import EngineConfig, Sampling
+from openmai.infer.engine import Engine
+from openmai.model.transformer import Transformer
+from openmai.tokenizer.tokenizer import Tokenizer
+
+TOKENS = 256  # enough for steps that several threads compute
+
+
+def warm_up(model: Transformer, tokenizer: Tokenizer) -> None:
+    """Answer prompts before anybody asks: what is compiled when it is first used (openmai/cpu) is read from disk then, or compiled."""
+    say("warming up; takes half a minute when openmai is new on this machine")
+    length = min(model.config.context, TOKENS)
+    with Engine(model, tokenizer, EngineConfig(max_length=length, rows=2)) as engine:
+        engine.generate([[0], [0] * max(1, length - 2)], Sampling(max_tokens=2, temperature=0, ignore_ends=True))
