@@ -257,7 +257,8 @@ def test_the_command_announces_itself_and_drains(tiny_checkpoint: Path) -> None:
     command = [sys.executable, "-m", "openmai", "serve", str(tiny_checkpoint), "--port", "0", "--name", "tiny", "--threads", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
         assert process.stderr is not None
-        first, example = process.stderr.readline(), process.stderr.readline()
+        warming, first, example = (process.stderr.readline() for _ in range(3))
+        assert "warming up" in warming
         address = first.split()[-1].removesuffix("/v1")
         assert "curl" in example
         body = {"model": "tiny", "messages": QUESTION, "max_tokens": 60, "temperature": 0, "stream": True}

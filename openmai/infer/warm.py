@@ -12,8 +12,16 @@ TOKENS = 256  # enough for steps that several threads compute
 
 
 def warm_up(model: Transformer, tokenizer: Tokenizer) -> None:
-    """Answer prompts before anybody asks: what is compiled when it is first used (openmai/cpu) is read from disk then, or compiled."""
+    """Answer prompts before anybody asks: what is compiled when it is first used (openmai/cpu) is read from disk then, or compiled.
+
+    They make passes of each kind: of few tokens, of a prompt, and of both, once with little to read and once with much.
+    """
     say("warming up; takes half a minute when openmai is new on this machine")
     length = min(model.config.context, TOKENS)
-    with Engine(model, tokenizer, EngineConfig(max_length=length, rows=2)) as engine:
-        engine.generate([[0], [0] * max(1, length - 2)], Sampling(max_tokens=2, temperature=0, ignore_ends=True))
+    prompt, sampling = [0] * max(1, length - 8), Sampling(max_tokens=4, temperature=0, ignore_ends=True)
+    with Engine(model, tokenizer, EngineConfig(max_length=length, rows=2, prefix_cache=False)) as engine:
+        engine.generate([[0], prompt], sampling)
+        running = engine.submit(prompt, sampling)
+        next(iter(running))
+        engine.generate([prompt], sampling)
+        running.result()
