@@ -5,10 +5,10 @@ same threads, the same prompts of token ids, greedy, a fixed number of tokens. E
 is known. Servers are asked over HTTP and stream; a client asks again as soon as it has its answer, for as many rounds as `--rounds` says.
 
 fp32 beside fp32, int8 beside Q8_0. For one client the last column says how much of what memory bandwidth allows its tokens get once the
-first is there: bytes of all matrices by the time between two tokens, divided by the speed of a sum over a large array, which is measured
-before and after each answer, for on rented machines it changes from second to second. Then what a common prefix and guesses bring, and
-with --load N a storm: N requests of 64 clients of which a third leave in the middle, after which no block may be held and memory must be
-flat.
+first is there: bytes of all matrices and of keys and values, by the time between two tokens, divided by the speed of sums over a large
+array, which is measured before and after each answer, for on rented machines it changes from second to second. Then what a common prefix
+and guesses bring, and with --load N a storm: N requests of 64 clients of which a third leave in the middle, after which no block may be
+held and memory must be flat.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ SHAPE = {"num_layers": 12, "width": 768, "num_heads": 12, "num_kv_heads": 4, "ff
 VOCABULARY = 16384
 EVENT = b"data: {"  # each token's
 MATRICES = 88_080_384  # numbers that a token is multiplied by
+CACHED = (
+    2 * SHAPE["num_layers"] * SHAPE["num_kv_heads"] * SHAPE["width"] // SHAPE["num_heads"]
+)  # numbers that an earlier token left in the cache
 
 
 def make(work: Path) -> None:
@@ -264,7 +267,8 @@ def measure_alone(
         here = measure(contender, address, 1, 1, tokens, [prompt])
         seconds += time.monotonic() - began
         after = bandwidth(threads)
-        shares.append(MATRICES * contender.bits / 8 / statistics.mean(here["between"]) / ((before + after) / 2))
+        read = MATRICES * contender.bits / 8 + CACHED * 4 * (len(prompt) + tokens / 2)
+        shares.append(read / statistics.mean(here["between"]) / ((before + after) / 2))
         before = after
         for kind, found in here.items():
             times[kind] += found

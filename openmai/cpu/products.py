@@ -60,7 +60,7 @@ def lay(x, row, rows, laid, top):  # type: ignore[no-untyped-def]
     raise NotImplementedError("only inside compiled code")
 
 
-@overload(lay, inline="never")
+@overload(lay)
 def _compile_lay(x, row, rows, laid, top):  # type: ignore[no-untyped-def]
     return _lay_fp32 if laid.dtype == types.float32 else _lay_8_bits
 

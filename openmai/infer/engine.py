@@ -564,9 +564,14 @@ class _Chooser:
     def __call__(self, sampler: Sampler, place: int, allowed_V: np.ndarray | None) -> int:
         if sampler.sampling.temperature == 0 and not sampler.adjusts and allowed_V is None:
             if self._best is None:
-                self._best = self.logits_NV[:, : self.size].argmax(dim=-1).tolist()
+                self._best = self._greedy()
             return self._best[place]
         return sampler.draw(self.logits_NV[place, : self.size].float().cpu().numpy(), allowed_V)
+
+    def _greedy(self) -> list[int]:
+        if self.logits_NV.device.type == "cpu" and self.logits_NV.dtype == torch.float32:  # numpy takes half the time for a row
+            return self.logits_NV.numpy()[:, : self.size].argmax(axis=-1).tolist()
+        return self.logits_NV[:, : self.size].argmax(dim=-1).tolist()
 
 
 def _before(sequence: _Sequence) -> list[int]:

@@ -150,7 +150,8 @@ def batch_of(cache: PagedCache, length: int, sequences: Sequence[tuple[Sequence[
         first += len(new)
 
     def tensor(values: Sequence[object], dtype: type[np.generic] = np.int64) -> Tensor:
-        return torch.from_numpy(np.array(values, dtype)).to(device)  # takes a quarter of what torch.tensor does
+        array = torch.from_numpy(np.array(values, dtype))  # takes a quarter of what torch.tensor does
+        return array if device.type == "cpu" else array.to(device)
 
     offsets = [position % block for position in positions]
     return Batch(
