@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import randomize
 from torch import nn
 
 from openmai.base.errors import OpenmaiError
+from openmai.cpu.memory import Arena
 from openmai.cpu.products import has_avx512
 from openmai.infer.blocked import Blocked8BitLinear, BlockedLinear
 from openmai.infer.config import EngineConfig, Sampling
@@ -154,3 +156,40 @@ def test_what_cannot_be_packed_is_refused() -> None:
     assert pack(model) is model
     with pytest.raises(OpenmaiError, match=r"int8: for models in fp32 on a CPU, this one is torch.bfloat16"):
         pack(model, "int8")
+
+
+@pytest.mark.skipif(not has_avx512(), reason="this processor has no AVX-512")
+@pytest.mark.parametrize("kind", ["", "int8"] if has_avx512("vnni") else [""])
+def test_several_threads_compute_what_one_does(kind: str) -> None:
+    shape = SHAPE | {"width": 256, "head_width": 64, "num_kv_heads": 2, "ffn_width": 512}
+    model = Transformer(ModelConfig(**shape)).eval()
+    model.initialize(0)
+    randomize(model, seed=1)
+    pack(model, kind)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            cache = PagedCache(model.config, 12)
+            for new, start in (([5, 9, 30], 0), ([7], 3)):
+                batch = batch_of(cache, 64, [(new, start, [row], []) for row in range(12)])
+                with torch.inference_mode():
+                    found += model.run_pass(batch, [0, len(new) * 12 - 1])
+            prompt = batch_of(cache, 64, [(list(range(40)), 0, [2, 5, 7], [])])
+            with torch.inference_mode():
+                found += model.run_pass(prompt, [39])
+    finally:
+        torch.set_num_threads(before)
+    alone, together = found[: len(found) // 2], found[len(found) // 2 :]
+    for one, two in zip(alone, together, strict=True):
+        assert torch.equal(one, two) if not kind else (one - two).norm() / one.norm() < 5e-3
+
+
+def test_an_arena_gives_out_zeros_that_do_not_overlap() -> None:
+    arena = Arena()
+    taken = [arena.take(shape, np.float32) for shape in ((3, 5), (1, 7), (4000, 3000), (0, 2), (9,))]  # the third is more than a chunk
+    for number, array in enumerate(taken):
+        assert not array.any()
+        assert not array.size or array.ctypes.data % 64 == 0
+        array[:] = number
+    assert all((array == number).all() for number, array in enumerate(taken))
