@@ -17,8 +17,10 @@ import pytest
 import torch
 from conftest import randomize
 
+from openmai.cpu.products import has_avx512
 from openmai.infer.config import EngineConfig, Sampling
 from openmai.infer.engine import Engine
+from openmai.infer.pack import pack
 from openmai.model import attention
 from openmai.model.config import ModelConfig
 from openmai.model.transformer import Transformer
@@ -125,10 +127,15 @@ def test_a_draft_model_that_always_agrees_is_always_right(name: str, models: dic
 @pytest.mark.parametrize("setting", ENGINES)
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_is_plain_generation(name: str, setting: str, models: dict[str, Transformer], tokenizer: Tokenizer) -> None:
-    model, config = models[name], ENGINES[setting]
+    run(models[name], near(models[name]) if ENGINES[setting].speculate == "draft" else None, setting, tokenizer)
+
+
+def run(model: Transformer, draft: Transformer | None, setting: str, tokenizer: Tokenizer) -> None:
+    """Let an engine answer at random times, and check each answer."""
+    config = ENGINES[setting]
     for seed in range(ROUNDS):
         rng, drawn = random.Random(seed), draw(seed, tokenizer.vocab_size)
-        with Engine(model, tokenizer, config, near(model) if config.speculate == "draft" else None) as engine:
+        with Engine(model, tokenizer, config, draft) as engine:
             answers: list[tuple[list[int], Iterator]] = []
             for prompt, max_tokens in drawn:
                 answers.append(([], iter(engine.submit(prompt, Sampling(max_tokens=max_tokens, temperature=0)))))
@@ -156,3 +163,27 @@ def test_the_gathering_twin_of_the_kernel(
     """What other devices and types do instead of the compiled kernel."""
     monkeypatch.setattr(attention, "compiles", lambda _: False)
     test_greedy_is_plain_generation(name, "crowded", models, tokenizer)
+
+
+@pytest.mark.parametrize("setting", ENGINES)
+@pytest.mark.parametrize("name", ["dense", "window", "moe"])
+def test_greedy_of_packed_models(name: str, setting: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the single precision that servers compute in, where rounding may decide between tokens that are as good as equal."""
+    model = Transformer(ModelConfig(**(COMMON | {"width": 32, "ffn_width": 64, **MODELS[name]}))).float().eval()
+    model.initialize(seed=4)
+    randomize(model, seed=4)
+    packed, draft = pack(copy.deepcopy(model)), pack(near(model)) if ENGINES[setting].speculate == "draft" else None
+    assert (packed.few is not None) == (has_avx512() and name != "moe")
+
+    def nearly(plain: Transformer, _: Tokenizer, prompt: list[int], max_tokens: int, ids: list[int]) -> None:
+        with torch.inference_mode():
+            logits_TV = plain(torch.tensor([prompt + ids]))[0, len(prompt) - 1 : -1, : tokenizer.vocab_size]
+        assert (logits_TV.amax(dim=-1) - logits_TV.gather(1, torch.tensor(ids)[:, None])[:, 0]).max() < 1e-4
+        assert len(ids) == max_tokens or ids[-1] in (tokenizer.end_of_turn, tokenizer.end_of_text) or len(prompt + ids) == COMMON["context"]
+
+    monkeypatch.setattr(f"{__name__}.check", lambda _, *given: nearly(model, *given))
+    torch.set_default_dtype(torch.float32)
+    try:
+        run(packed, draft, setting, tokenizer)
+    finally:
+        torch.set_default_dtype(torch.float64)
