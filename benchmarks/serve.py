@@ -7,7 +7,7 @@ is known. Servers are asked over HTTP and stream; a client asks again as soon as
 fp32 beside fp32, int8 beside Q8_0. For one client the last column says how much of what memory bandwidth allows its tokens get once the
 first is there: bytes of all matrices and of keys and values, by the time between two tokens, divided by the speed of sums over a large
 array, which is measured before and after each answer, for on rented machines it changes from second to second. Then what a common prefix
-and guesses bring, and with --load N a storm: N requests of 64 clients of which a third leave in the middle, after which no block may be
+and guesses bring (`--only gains`: that alone), and with --load N a storm: N requests of 64 clients of which a third leave in the middle, after which no block may be
 held and memory must be flat.
 """
 
@@ -326,18 +326,18 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def gains(options: argparse.Namespace) -> None:
-    """What the prefix cache and guesses save: milliseconds of CPU per request."""
+    """What the prefix cache and guesses save. The model's weights are random, so only what a grammar asks for repeats itself."""
     base = contenders(options.work, options.threads, 16)[0]
     shared = make_prompts(1, 600, 5)[0]
     print("\n| | requests | CPU ms each | TTFT p50 ms | tokens/s |\n|---|--:|--:|--:|--:|")
-    repeating = [(make_prompts(1, 12, seed)[0] * 11)[:128] for seed in range(8)]
-    for name, extra, prompts, tokens in (
-        ("600 tokens in common, no prefix cache", ["--prefix_cache=false"], [shared + one for one in make_prompts(8, 20)], 8),
-        ("600 tokens in common, prefix cache", [], [shared + one for one in make_prompts(8, 20)], 8),
-        ("repeating text, no guesses", [], repeating, 128),
-        ("repeating text, ngram", ["--speculate=ngram"], repeating, 128),
+    lines = {"structured_outputs": {"regex": r'(\{"name": "[a-z]{4}", "price": [0-9]{2}, "in stock": (true|false)\},\n){50}'}}
+    for name, extra, prompts, tokens, asked in (
+        ("600 tokens in common, no prefix cache", ["--prefix_cache=false"], [shared + one for one in make_prompts(8, 20)], 8, {}),
+        ("600 tokens in common, prefix cache", [], [shared + one for one in make_prompts(8, 20)], 8, {}),
+        ("lines of JSON of one shape, no guesses", [], make_prompts(8, 40), 128, lines),
+        ("lines of JSON of one shape, ngram", ["--speculate=ngram"], make_prompts(8, 40), 128, lines),
     ):
-        contender = Contender(name, [*base.command, *extra])
+        contender = Contender(name, [*base.command, *extra], extra={"ignore_eos": True, **asked})
         with running(contender, options.threads) as (address, pid):
             measure(contender, address, 1, 1, 4, [prompts[0]])
             began, used = time.monotonic(), cpu_seconds(pid)
@@ -473,7 +473,7 @@ def main() -> None:
     print(f"one client can have {speed / MATRICES / 4:.0f} tokens/s in fp32, {speed / MATRICES:.0f} in int8, by the matrices alone")
     if not options.no_compare:
         compare(options)
-        if not options.only:
+        if not options.only or "gains" in options.only:
             gains(options)
     if options.load:
         storm(options)
