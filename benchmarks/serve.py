@@ -7,8 +7,8 @@ is known. Servers are asked over HTTP and stream; a client asks again as soon as
 fp32 beside fp32, int8 beside Q8_0. For one client the last column says how much of what memory bandwidth allows its tokens get once the
 first is there: bytes of all matrices and of keys and values, by the time between two tokens, divided by the speed of sums over a large
 array, which is measured before and after each answer, for on rented machines it changes from second to second. Then what a common prefix
-and guesses bring (`--only gains`: that alone), and with --load N a storm: N requests of 64 clients of which a third leave in the middle, after which no block may be
-held and memory must be flat.
+and guesses bring (`--only gains`: that alone), and with --load N a storm: N requests of 64 clients of which a third leave in the middle,
+after which no block may be held and memory must be flat.
 """
 
 from __future__ import annotations
