@@ -39,10 +39,11 @@ import httpx
 SHAPE = {"num_layers": 12, "width": 768, "num_heads": 12, "num_kv_heads": 4, "ffn_width": 2048, "context": 1024}
 VOCABULARY = 16384
 EVENT = b"data: {"  # each token's
-MATRICES = 88_080_384  # numbers that a token is multiplied by
-CACHED = (
-    2 * SHAPE["num_layers"] * SHAPE["num_kv_heads"] * SHAPE["width"] // SHAPE["num_heads"]
-)  # numbers that an earlier token left in the cache
+HEAD = SHAPE["width"] // SHAPE["num_heads"]
+MATRICES = SHAPE["width"] * (
+    SHAPE["num_layers"] * (2 * SHAPE["width"] + 2 * SHAPE["num_kv_heads"] * HEAD + 3 * SHAPE["ffn_width"]) + VOCABULARY
+)  # numbers that a token is multiplied by
+CACHED = 2 * SHAPE["num_layers"] * SHAPE["num_kv_heads"] * HEAD  # numbers that an earlier token left in the cache
 
 
 def make(work: Path) -> None:
@@ -120,7 +121,7 @@ class Contender:
     name: str
     command: list[str]
     bits: float = 32
-    "of memory that a number of the matrices takes"
+    "of memory that a number of the matrices takes, with its share of scales"
     model: str = "bench"
     extra: dict[str, Any] = field(default_factory=lambda: {"ignore_eos": True})
 

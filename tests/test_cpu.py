@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openmai.cpu import steps
+from openmai.cpu.attention import attend_few
 from openmai.cpu.compile import compiles
 from openmai.model import layers, rope
 from openmai.model.attention import attend
@@ -47,6 +50,11 @@ def cache_of(dtype: torch.dtype, sequences: list[tuple[int, int]], block: int) -
     return batch_of(cache, 512, rows)
 
 
+def attend_first(batch: Batch, q_NHK: Tensor, *settings: Any) -> Tensor:
+    """Attend in the first layer."""
+    return attend_few(q_NHK, batch.cache.keys[0], batch.cache.values[0], batch.tables_BM, batch.row_N, batch.seen_N, *settings)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("block", [5, 16])
 @pytest.mark.parametrize("window", [None, 1, 7, 100])
@@ -61,7 +69,7 @@ def test_attention_of_few_tokens(
     sinks_H = torch.randn(6, dtype=dtype) * 10 if sinks else None
     slopes_H = alibi_slopes(6) if slopes else None
     with torch.no_grad():
-        found = batch.attend_few(0, q_NHK, window, 0.3, softcap, sinks_H, slopes_H)
+        found = attend_first(batch, q_NHK, window, 0.3, softcap, sinks_H, slopes_H)
         k, v = batch.read_few(0)
         mask = batch.mask(None, window, slopes_H)
         expected = attend(q_NHK[:, None], k, v, mask, 0.3, softcap, sinks_H)[:, 0]
@@ -72,9 +80,9 @@ def test_a_token_does_not_depend_on_its_neighbours() -> None:
     batch = cache_of(torch.float32, [(40, 1), (200, 3), (7, 1)], 16)
     q_NHK = torch.randn(5, 6, 24)
     with torch.no_grad():
-        whole = batch.attend_few(0, q_NHK, None, 0.2, None, None, None)
+        whole = attend_first(batch, q_NHK, None, 0.2, None, None, None)
         batch.row_N, batch.seen_N = batch.row_N[1:2], batch.seen_N[1:2]
-        assert torch.equal(batch.attend_few(0, q_NHK[1:2], None, 0.2, None, None, None)[0], whole[1])
+        assert torch.equal(attend_first(batch, q_NHK[1:2], None, 0.2, None, None, None)[0], whole[1])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

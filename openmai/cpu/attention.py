@@ -9,7 +9,7 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from openmai.cpu.compile import compiled, exp, inner, prefetch
+from openmai.cpu.compile import LINE, compiled, exp, inner, next_job, prefetch, threads
 
 NO_WINDOW = 1 << 62
 
@@ -41,23 +41,37 @@ def attend_few(
         out, q, keys.numpy(), whole.numpy(), tables_BM.numpy(), row_N.numpy(), seen_N.numpy(),
         np.int64(window or NO_WINDOW), kind(scale), kind(softcap or 0),
         nothing if sinks_H is None else sinks_H.detach().to(q_NHK.dtype).numpy(),
-        nothing if slopes_H is None else slopes_H.to(q_NHK.dtype).numpy(),
+        nothing if slopes_H is None else slopes_H.to(q_NHK.dtype).numpy(), threads(),
     )  # fmt: skip
     return torch.from_numpy(out)
 
 
 @compiled
 def _attend(  # type: ignore[no-untyped-def]
-    out, q, keys, values, tables, row_N, seen_N, window, scale, softcap, sinks, slopes
+    out, q, keys, values, tables, rows, seen, window, scale, softcap, sinks, slopes, threads
 ):
-    groups = keys.shape[1]
-    for job in prange(len(q) * groups):
-        n = np.int64(job) // groups
-        attend_group(n, np.int64(job) % groups, out, q, keys, values, tables[row_N[n]], seen_N[n], window, scale, softcap, sinks, slopes)
+    claimed = np.zeros((threads, LINE), np.int64)
+    for thread in prange(threads):
+        claim_attention(
+            claimed, np.int64(thread), out, q, keys, values, tables, rows, seen, window, scale, softcap, sinks, slopes
+        )  # fmt: skip
 
 
 @inner
-def attend_group(n, g, out, q, keys, values, blocks, seen, window, scale, softcap, sinks, slopes):  # type: ignore[no-untyped-def]
+def claim_attention(  # type: ignore[no-untyped-def]
+    claimed, thread, out, q, keys, values, tables, rows, seen, window, scale, softcap, sinks, slopes
+):
+    """Compute what tokens attend to, a token and key-value head at a time, as long as there are."""
+    groups = keys.shape[1]
+    job, part = next_job(claimed, thread, 0, len(q) * groups)
+    while job < len(q) * groups:
+        n = job // groups
+        _attend_group(n, job % groups, out, q, keys, values, tables[rows[n]], seen[n], window, scale, softcap, sinks, slopes)
+        job, part = next_job(claimed, thread, part, len(q) * groups)
+
+
+@inner
+def _attend_group(n, g, out, q, keys, values, blocks, seen, window, scale, softcap, sinks, slopes):  # type: ignore[no-untyped-def]
     """One token and key-value head: scores of all keys, softmax, mixture; the order of its sums is always the same."""
     groups, block, value_width = keys.shape[1], keys.shape[2], out.shape[2]
     per, width = q.shape[1] // groups, q.shape[2]

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numba import prange
 
-from openmai.cpu.attention import attend_group
+from openmai.cpu.attention import claim_attention
 from openmai.cpu.compile import LINE, compiled, inner, next_job
 from openmai.cpu.products import OUTPUTS, WIDE, add_products, claim_products, lay
 from openmai.cpu.steps import divide_heads, gate_row, normalize_row
@@ -27,12 +27,12 @@ def run_layers(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Pass the stream `x` (N, D) in fp32 through layers, in place, and write the `logits` (W, V) of the rows `wanted`.
 
-    `matrices` (L, 4, ...) describes those of each layer as products.py does, `head` the last. `norms` (L + 1, 2, D), of which the last one
-    has one, `head_norms` (L, 2, K) or (L, 0, 0), `sinks` (L, H) or (L, 0), `windows` (L) and `turns` (L), which says which of
+    `matrices` (L, 4, ...) describes those of each layer as products.py does, `head` the last. `norms` (L + 1, 2, D), of which the last
+    ones are the head's, `head_norms` (L, 2, K) or (L, 0, 0), `sinks` (L, H) or (L, 0), `windows` (L) and `turns` (L), which says which of
     the `frequencies` (kinds, R / 2) and `factors` (kinds) a layer's heads are rotated by (model/rope.py). Keys and values are (L, blocks,
     G, block, K). `laid`, for N rows of the widest input, is of uint32 for matrices in 8 bits.
     """
-    count, groups, width = len(x), keys.shape[2], keys.shape[4]
+    count, width = len(x), keys.shape[4]
     claimed = np.zeros((len(matrices) + 1, 5, threads, LINE), np.int64)
     all_rows = np.arange(count)
     top, normed = np.empty(count, np.float32), np.empty(x.shape[1], np.float32)
@@ -55,14 +55,10 @@ def run_layers(  # type: ignore[no-untyped-def]
         turn = turns[layer]
         divide_heads(joint, q, keys[layer], values[layer], blocks, offsets, cos[turn], sin[turn], head_norms[layer], head_eps)
         for thread in prange(threads):
-            job, part = next_job(claimed[layer, ATTENTION], np.int64(thread), 0, count * groups)
-            while job < count * groups:
-                n, g = job // groups, job % groups
-                attend_group(
-                    n, g, attended, q, keys[layer], values[layer], tables[rows[n]], seen[n], windows[layer],
-                    scale, softcap, sinks[layer], slopes,
-                )  # fmt: skip
-                job, part = next_job(claimed[layer, ATTENTION], np.int64(thread), part, count * groups)
+            claim_attention(
+                claimed[layer, ATTENTION], np.int64(thread), attended, q, keys[layer], values[layer], tables, rows, seen, windows[layer],
+                scale, softcap, sinks[layer], slopes,
+            )  # fmt: skip
         for n in range(count):
             lay(attended[n].reshape(heads * width), n, count, laid, top)
         for thread in prange(threads):

@@ -17,12 +17,12 @@ class BlockedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, arena: Arena | None = None) -> None:
         super().__init__()
         self.outputs, self.inputs = linear.weight.shape
-        self.weights = self._lay_out(linear.weight.data, arena or Arena())
+        self.weights, self.scale, self.offset = self._lay_out(linear.weight.data, arena or Arena())
         self.bias = self._padded(torch.zeros(self.outputs) if linear.bias is None else linear.bias.data)
-        self.scale, self.offset = np.empty(0, np.float32), np.empty(0, np.int32)
 
-    def _lay_out(self, weight: Tensor, arena: Arena) -> Array:
-        return _in_blocks(weight, 1, arena, np.float32)
+    def _lay_out(self, weight: Tensor, arena: Arena) -> tuple[Array, Array, Array]:
+        """Return weights, scale and offset as `multiply` takes them."""
+        return _in_blocks(weight, 1, arena, np.float32), np.empty(0, np.float32), np.empty(0, np.int32)
 
     def _padded(self, values: Tensor) -> Array:
         whole = np.zeros(-(-self.outputs // WIDE) * WIDE, np.int32 if values.dtype == torch.int32 else np.float32)
@@ -40,15 +40,11 @@ class Blocked8BitLinear(BlockedLinear):
     Sums are of whole numbers and each token has a scale of its own, so what a token gets does not depend on the others of its batch.
     """
 
-    def __init__(self, linear: nn.Linear, arena: Arena | None = None) -> None:
-        super().__init__(linear, arena)
-        self.scale, self.offset = self._padded(self.step / 127), self._padded(self.sums * 128)
-
-    def _lay_out(self, weight: Tensor, arena: Arena) -> Array:
-        self.step = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12)
-        whole = (weight / self.step[:, None]).round().clamp(-127, 127).to(torch.int8)
-        self.sums = whole.sum(dim=1, dtype=torch.int32)
-        return _in_blocks(whole, 4, arena, np.int8)
+    def _lay_out(self, weight: Tensor, arena: Arena) -> tuple[Array, Array, Array]:
+        step = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12)
+        whole = (weight / step[:, None]).round().clamp(-127, 127).to(torch.int8)
+        offset = whole.sum(dim=1, dtype=torch.int32) * 128
+        return _in_blocks(whole, 4, arena, np.int8), self._padded(step / 127), self._padded(offset)
 
 
 def _in_blocks(weight: Tensor, side_by_side: int, arena: Arena, dtype: type[np.generic]) -> Array:

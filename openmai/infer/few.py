@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from openmai.cpu.steps import gate, normalize, take_heads
 from openmai.infer.weights import Joint, PackedNorm
-from openmai.model.attention import Attention, Context
+from openmai.model.attention import Attention, Context, attend_in_blocks
 from openmai.model.layers import FeedForward, is_swiglu
 from openmai.model.moe import MoE
 from openmai.model.transformer import Block
@@ -60,8 +60,7 @@ class FewTokens:
         keys, values = (pool[place.layer].numpy() for pool in (batch.cache.keys, batch.cache.values))
         places = batch.block_N.numpy(), batch.offset_N.numpy()
         q = torch.from_numpy(take_heads(joint, config.num_heads, keys, values, *places, cos, sin, self.norms, self.eps))
-        window, slopes_H = context.windows[place.is_global], context.slopes_H
-        attended = batch.attend_few(place.layer, q, window, config.score_scale, config.attention_softcap, attention.sinks_H, slopes_H)
+        attended = attend_in_blocks(attention, context, q, attention.sinks_H)
         x, normed = normalize(x, *self.before[1], attention.o(attended.flatten(1)).numpy())
         return (torch.from_numpy(x) + self._mix(torch.from_numpy(normed)))[None]
 

@@ -79,8 +79,7 @@ class Stack:
             batch.positions_1N[0].numpy(), *self._rotations(batch.length), self.turns, self.windows,
             np.float32(config.score_scale), np.float32(config.attention_softcap or 0), self.sinks, self.slopes, config.num_heads, threads(),
         )  # fmt: skip
-        logits = logits if logits.shape[1] == self.head.outputs else logits[:, : self.head.outputs]
-        return torch.from_numpy(x), soft_cap(torch.from_numpy(logits), config.logit_softcap)
+        return torch.from_numpy(x), soft_cap(torch.from_numpy(logits[:, : self.head.outputs]), config.logit_softcap)
 
     def _rotations(self, length: int) -> tuple[Array, Array]:
         """Return frequencies (3, R / 2) and factors (3): those that turn nothing, of layers with a window, and of global ones."""

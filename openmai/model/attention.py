@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
+from openmai.cpu.attention import attend_few
 from openmai.cpu.compile import compiles
 from openmai.model.cache import Batch, Span
 from openmai.model.config import ModelConfig
@@ -243,7 +244,7 @@ class LatentAttention(nn.Module):
         if few:
             q_nope, q_rope = q_1NHK[0, :few].split((mla.nope_width, mla.rope_width), dim=-1)
             q_NHR = torch.cat((torch.einsum("nhk,hkr->nhr", q_nope, k_up_HKR), q_rope), dim=-1)
-            outputs.append(torch.einsum("nhr,hkr->nhk", _attend_few(self, context, q_NHR, None), v_up_HKR))
+            outputs.append(torch.einsum("nhr,hkr->nhk", attend_in_blocks(self, context, q_NHR, None), v_up_HKR))
         for span in cache.long:
             latent, k_rope = cache.read(self.place.layer, span)[0].split((mla.kv_rank, mla.rope_width), dim=-1)
             k, v = self._expand(latent.squeeze(2), k_rope)
@@ -259,19 +260,21 @@ def _attend_cached(
         return attend(q, k, v, context.masks[place.is_global], config.score_scale, config.attention_softcap, sinks_H)
     cache.write(place.layer, k[0], v[0])
     few = len(cache.row_N)
-    outputs = [_attend_few(module, context, q[0, :few], sinks_H)] if few else []
+    outputs = [attend_in_blocks(module, context, q[0, :few], sinks_H)] if few else []
     outputs += [_attend_span(module, context, span, q, *cache.read(place.layer, span), sinks_H) for span in cache.long]
     return torch.cat(outputs)[None]
 
 
-def _attend_few(module: Attention | LatentAttention, context: Context, q_NHK: Tensor, sinks_H: Tensor | None) -> Tensor:
+def attend_in_blocks(module: Attention | LatentAttention, context: Context, q_NHK: Tensor, sinks_H: Tensor | None) -> Tensor:
     """Attend for the tokens of sequences with few new ones, (N, H, K of values): compiled, or its twin that gathers the cache."""
     config, place, cache = module.config, module.place, context.cache
     assert cache is not None
     window, slopes_H = context.windows[place.is_global], context.slopes_H
     scale, softcap = config.score_scale, config.attention_softcap
     if compiles(q_NHK):
-        return cache.attend_few(place.layer, q_NHK, window, scale, softcap, sinks_H, slopes_H)
+        keys, values = cache.cache.keys[place.layer], cache.cache.values[place.layer]
+        where = cache.tables_BM, cache.row_N, cache.seen_N
+        return attend_few(q_NHK, keys, values, *where, window, scale, softcap, sinks_H, slopes_H)
     k, v = cache.read_few(place.layer)
     return attend(q_NHK[:, None], k, v, cache.mask(None, window, slopes_H), scale, softcap, sinks_H)[:, 0]
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openmai.cpu.attention import attend_few
 from openmai.cpu.compile import compiles
 from openmai.cpu.memory import Arena
 from openmai.cpu.steps import store
@@ -97,21 +96,6 @@ class Batch:
         """Return keys and values, (N', M x block, G, K), for each token of the sequences with few; what lies beyond a token is padding."""
         tables_NM = self.tables_BM[self.row_N].long()
         return tuple(pool[layer][tables_NM].transpose(2, 3).flatten(1, 2) for pool in (self.cache.keys, self.cache.values))  # type: ignore[return-value]
-
-    def attend_few(
-        self,
-        layer: int,
-        q_NHK: Tensor,
-        window: int | None,
-        scale: float,
-        softcap: float | None,
-        sinks_H: Tensor | None,
-        slopes_H: Tensor | None,
-    ) -> Tensor:
-        """Return what the tokens of the sequences with few attend to, (N', H, K of values), by the compiled step."""
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        where = self.tables_BM, self.row_N, self.seen_N
-        return attend_few(q_NHK, keys, values, *where, window, scale, softcap, sinks_H, slopes_H)
 
     def mask(self, span: Span | None, window: int | None, slopes_H: Tensor | None) -> Mask:
         """Return what the new tokens of a span see of its keys; of None: each token with few of its own row of `read_few`."""
